@@ -11,7 +11,7 @@ use gstfacepipe::crop::{CropSettings, Cropper, Encoding};
 const WIDTH: u32 = 1920;
 const HEIGHT: u32 = 1080;
 
-/// The planes of a picture as smooth as a face, and their strides.
+/// Returns the planes of a picture as smooth as a face, and their strides.
 fn picture(format: PixelFormat) -> (Vec<Vec<u8>>, Vec<usize>) {
     let plane = |index| {
         let (row, rows) = format.plane_size(index, WIDTH as usize, HEIGHT as usize);

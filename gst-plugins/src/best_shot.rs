@@ -286,7 +286,7 @@ impl<T> BestShots<T> {
         self.tracks.clear();
     }
 
-    /// Track ids grow with time, so the oldest comes first.
+    /// Ends tracks, the oldest first: ids grow with time.
     fn end_each(&mut self, mut ids: Vec<i32>) -> Vec<T> {
         ids.sort_unstable();
         ids.into_iter().filter_map(|id| self.end(id)).collect()

@@ -40,7 +40,7 @@ pub enum ClockLimit {
 }
 
 impl Default for ClockLimit {
-    /// One minute: more than the differences between clocks that are set, less than a wrong time zone.
+    /// Returns one minute: more than the differences between clocks that are set, less than a wrong time zone.
     fn default() -> Self {
         Self::Within(Duration::from_secs(60))
     }

@@ -334,7 +334,7 @@ struct Spans {
 }
 
 impl Spans {
-    /// `outputs` pixels over the source pixels `(start, length)`, on a plane that has one sample for every
+    /// Places `outputs` pixels over the source pixels `(start, length)`, on a plane that has one sample for every
     /// `subsampling` pixels. A chroma sample is taken as a patch over its pixels; the quarter pixel by which
     /// MPEG sites it to the left is not visible in a crop. With `smooth`, output pixels that are smaller than a
     /// sample are interpolated between two of them.

@@ -38,7 +38,7 @@ unsafe impl Content for DetectionMark {
         &REGISTRATION
     }
 
-    /// A frame that is copied, scaled or converted was searched if the first was.
+    /// Keeps the mark: a frame that is copied, scaled or converted was searched if the first was.
     fn transformed(self, _transform: Transform) -> Option<Self> {
         Some(self)
     }

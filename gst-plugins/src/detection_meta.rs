@@ -96,7 +96,7 @@ unsafe impl Content for DetectionDetails {
     }
 }
 
-/// As `GstVideoRegionOfInterestMeta` does it: multiplied first, rounded down.
+/// Scales as `GstVideoRegionOfInterestMeta` does: multiplied first, rounded down.
 fn scale(pixels: u32, from: i32, to: i32) -> Option<u32> {
     let (from, to) = (u64::try_from(from).ok()?, u64::try_from(to).ok()?);
     u32::try_from((u64::from(pixels) * to).checked_div(from)?).ok()

@@ -31,7 +31,7 @@ fn harness(info: &VideoInfo, properties: &str) -> Harness {
     harness
 }
 
-/// The pictures of one frame's faces.
+/// Returns the pictures of one frame's faces.
 fn crops(info: &VideoInfo, properties: &str, frame: gst::Buffer, faces: &[FaceRegion]) -> Vec<RgbImage> {
     let mut harness = harness(info, properties);
     harness.push(with_faces(frame, 0, faces)).unwrap();
@@ -292,7 +292,7 @@ fn a_frame_before_its_caps_is_refused() {
     assert_eq!(pad.chain(gst::Buffer::new()), Err(gst::FlowError::NotNegotiated));
 }
 
-/// The pattern of the next test: a gentle slope in each channel.
+/// Returns the pattern of the next test: a gentle slope in each channel.
 fn slopes(x: u32, y: u32) -> [u8; 3] {
     [(x / 2) as u8, y as u8, (255 - x / 4 - y / 4) as u8]
 }
@@ -472,12 +472,12 @@ fn multifilesink_and_jpegdec_accept_the_pictures() {
     assert_eq!((written(0).width(), written(1).width()), (60, 60));
 }
 
-/// Coarse noise: a sharp face.
+/// Returns coarse noise: a sharp face.
 fn noise(x: u32, y: u32) -> [u8; 3] {
     [((x / 2 * 7919 + y / 2 * 104_729) % 251) as u8; 3]
 }
 
-/// A face of a track with this width and height in pixels.
+/// Returns a face of a track with this width and height in pixels.
 fn tracked(track_id: i32, size: u32) -> FaceRegion {
     FaceRegion { track_id: Some(track_id), ..face(20, 20, size, size) }
 }
@@ -669,7 +669,7 @@ fn after_an_hour_without_faces_the_next_one_is_cropped_at_once() {
     assert_eq!(shots(&mut harness, &info, 3_601_000, &[tracked(2, 100)]), [(2, 100)]);
 }
 
-/// The statistics of the element.
+/// Returns the statistics of the element.
 fn stats(harness: &Harness) -> gst::Structure {
     let bin = harness.element().unwrap().downcast::<gst::Bin>().unwrap();
     bin.by_name("crop").unwrap().property("stats")
@@ -740,7 +740,7 @@ fn tracks_that_end_without_a_picture_are_counted() {
     assert_eq!(counted(&harness, &names), [1, 1, 4, 1], "the second came near");
 }
 
-/// A frame that was not searched, with a predicted face.
+/// Returns a frame that was not searched, with a predicted face.
 fn predicted(frame: gst::Buffer, milliseconds: u64, region: FaceRegion) -> gst::Buffer {
     let believed = FaceRegion { track_id: Some(3), predicted: true, ..region };
     let mut frame = with_faces(frame, milliseconds, &[believed]);

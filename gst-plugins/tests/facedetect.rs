@@ -26,7 +26,7 @@ use gstfacepipe::{
 const PORTRAIT: &str = "lfw10/Ariel_Sharon/Ariel_Sharon_0001.jpg";
 const GROUP: &str = "scenes/multiface.jpg";
 
-/// A picture as an RGB frame.
+/// Returns a picture as an RGB frame.
 fn picture(path: &std::path::Path) -> (VideoInfo, gst::Buffer) {
     let image = image::open(path).unwrap().to_rgb8();
     let info = common::info(VideoFormat::Rgb, image.width(), image.height());
@@ -34,7 +34,7 @@ fn picture(path: &std::path::Path) -> (VideoInfo, gst::Buffer) {
     (info, frame)
 }
 
-/// The same frame in another format.
+/// Returns the same frame in another format.
 fn converted(info: &VideoInfo, frame: &gst::Buffer, format: VideoFormat) -> (VideoInfo, gst::Buffer) {
     let to = common::info(format, info.width(), info.height());
     let mut harness = Harness::new("videoconvert");
@@ -55,17 +55,17 @@ fn element(harness: &Harness) -> gst::Element {
     harness.element().unwrap().downcast::<gst::Bin>().unwrap().by_name("detect").unwrap()
 }
 
-/// Intersection over union of a face and a reference box.
+/// Returns the intersection over union of a face and a reference box.
 fn iou(face: &FaceRegion, [left, top, right, bottom]: [f64; 4]) -> f64 {
     face.bounding_box.map(f64::from).iou(&BoundingBox::new(left, top, right, bottom))
 }
 
-/// The shorter side of a face, pixels.
+/// Returns the shorter side of a face, pixels.
 fn shorter(face: &FaceRegion) -> u32 {
     face.bounding_box.width().min(face.bounding_box.height())
 }
 
-/// The reference's detections in a picture: boxes clipped to the frame, and scores.
+/// Returns the reference's detections in a picture: boxes clipped to the frame, and scores.
 fn reference(model: &str, picture: &str, info: &VideoInfo) -> Vec<([f64; 4], f64)> {
     let found = fixture("ultralight.json")["models"][model][picture].as_array().unwrap().clone();
     let (width, height) = (f64::from(info.width()), f64::from(info.height()));
@@ -322,7 +322,7 @@ fn thresholds_and_max_faces_can_be_changed_while_playing() {
     assert!(!strong.is_empty() && strong.iter().all(|f| f.confidence >= median - 1e-6), "{strong:?}");
 }
 
-/// The counts below-min-face-size, above-max-face-size and above-max-faces.
+/// Returns the counts below-min-face-size, above-max-face-size and above-max-faces.
 fn left_out(element: &gst::Element) -> [u64; 3] {
     let stats = element.property::<gst::Structure>("stats");
     ["below-min-face-size", "above-max-face-size", "above-max-faces"].map(|name| stats.get(name).unwrap())
@@ -495,7 +495,7 @@ fn unsupported_formats_are_refused_with_the_list_of_supported_ones() {
     assert!(accepted.is_empty());
 }
 
-/// An orientation tag.
+/// Returns an orientation tag.
 fn orientation(value: &str) -> gst::Event {
     let mut tags = gst::TagList::new();
     tags.make_mut().add::<gst::tags::ImageOrientation>(&value, gst::TagMergeMode::Replace);
@@ -628,7 +628,7 @@ fn the_supported_formats_are_offered_in_system_memory_only() {
     }
 }
 
-/// The statistics of the element: frames, detected, skipped-still, skipped-late, faces.
+/// Returns the statistics of the element: frames, detected, skipped-still, skipped-late, faces.
 fn stats(element: &gst::Element) -> [u64; 5] {
     let stats = element.property::<gst::Structure>("stats");
     ["frames", "detected", "skipped-still", "skipped-late", "faces"].map(|name| stats.get(name).unwrap())
@@ -674,7 +674,7 @@ fn detections_below_the_threshold_are_candidates() {
     assert_eq!(counted, all.len() as u64 + strong.len() as u64, "candidates are no faces");
 }
 
-/// A large still picture with a small portrait at x, y.
+/// Returns a large still picture with a small portrait at x, y.
 fn scene_with(portrait: &image::RgbImage, x: u32, y: u32) -> impl Fn(u32, u32) -> [u8; 3] {
     move |px, py| {
         let inside = px.checked_sub(x).zip(py.checked_sub(y));

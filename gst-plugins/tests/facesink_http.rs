@@ -825,7 +825,7 @@ impl Drop for Unblock {
     }
 }
 
-/// A sink that blocks its stream at the third crop: one is in a request that is never answered, one in the queue.
+/// Returns a sink that blocks its stream at the third crop: one is in a request that is never answered, one in the queue.
 fn blocking() -> (Server, Sink) {
     let server = Server::answering([Answer::status(201).held(&Hold::default())]);
     let sink =

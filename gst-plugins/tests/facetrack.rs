@@ -104,7 +104,7 @@ fn ids(faces: &[FaceRegion]) -> Vec<i32> {
     faces.iter().map(|face| face.track_id.unwrap_or(0)).collect()
 }
 
-/// A face that walks 8 pixels to the right per 40 ms, from x = 100 on.
+/// Returns a face that walks 8 pixels to the right per 40 ms, from x = 100 on.
 fn walker(milliseconds: u64) -> FaceRegion {
     face(100 + (milliseconds / 5) as u32, 400, 60, 80)
 }

@@ -42,7 +42,7 @@ impl Installed {
         self.folder.path()
     }
 
-    /// A tool with the plugin, a registry of its own and no colours.
+    /// Returns a tool with the plugin, a registry of its own and no colours.
     fn tool(&self, name: &str) -> Command {
         let mut command = Command::new(name);
         command
@@ -69,7 +69,7 @@ fn run(command: &mut Command) -> (bool, String) {
     (output.status.success(), text(&output.stdout) + &text(&output.stderr))
 }
 
-/// The library that cargo built next to this test.
+/// Returns the library that cargo built next to this test.
 fn plugin() -> PathBuf {
     let test = env::current_exe().unwrap();
     let plugin = test.parent().unwrap().join("libgstfacepipe.so");
@@ -255,7 +255,7 @@ fn faces_from(installed: &Installed, runtime: &Path, source: &str, name: &str) -
     files.map_while(|file| fs::read(file).ok()).map(|picture| decode(&picture)).collect()
 }
 
-/// Mean and standard deviation of the red, green and blue of all pixels.
+/// Returns mean and standard deviation of the red, green and blue of all pixels.
 fn colours(pictures: &[RgbImage]) -> [(f64, f64); 3] {
     let pixels = pictures.iter().map(|p| f64::from(p.width() * p.height())).sum::<f64>();
     [0, 1, 2].map(|channel| {
@@ -351,7 +351,7 @@ fn auto_takes_the_larger_model_for_frames_of_1280_pixels_and_more() {
     }
 }
 
-/// A folder with only the weights of MTCNN.
+/// Returns a folder with only the weights of MTCNN.
 fn mtcnn_alone() -> Option<TempDir> {
     let folder = tempfile::tempdir().unwrap();
     for file in ["pnet.pt", "rnet.pt", "onet.pt"] {

@@ -119,7 +119,7 @@ fn undefined(library: &Path) -> BTreeSet<String> {
     names.map(|name| name.split('@').next().unwrap().to_owned()).collect()
 }
 
-/// The library that cargo built next to this test, or the one that the variable names.
+/// Returns the library that cargo built next to this test, or the one that the variable names.
 fn plugin() -> PathBuf {
     if let Some(named) = env::var_os("FACEPIPE_CHECKED_PLUGIN") {
         return named.into();

@@ -32,7 +32,7 @@ use facepipe_vision::{
 };
 use image::{RgbImage, imageops};
 
-/// The work, and how many units it is.
+/// Returns the work, and how many units it is.
 fn workload(arguments: &[String]) -> (Box<dyn Fn() + Send + Sync>, f64) {
     let batch = || arguments[1].parse::<usize>().unwrap();
     match arguments[0].as_str() {

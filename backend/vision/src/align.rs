@@ -18,7 +18,7 @@ pub fn align(image: &RgbImage, face: &Face) -> RgbImage {
     align_to(image, face, &TEMPLATE, ALIGNED_SIDE)
 }
 
-/// As [`align`], to another template in a square of `side` pixels.
+/// Aligns as [`align`] does, to another template in a square of `side` pixels.
 pub fn align_to(image: &RgbImage, face: &Face, template: &[[f64; 2]; 5], side: u32) -> RgbImage {
     let landmarks = face.landmarks.map(|p| p.map(f64::from));
     match similarity(template, &landmarks) {

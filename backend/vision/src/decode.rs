@@ -100,7 +100,7 @@ pub fn decode_image(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, Dec
     decode_with_notes(bytes, limits).map(|decoded| decoded.image)
 }
 
-/// As [`decode_image`]; also returns the defects that did not prevent decoding.
+/// Decodes as [`decode_image`] does; also returns the defects that did not prevent decoding.
 ///
 /// # Errors
 ///

@@ -23,7 +23,7 @@ pub trait Embedder: Send + Sync {
     /// Returns the name that stored embeddings carry, for example `mobilefacenet`.
     fn name(&self) -> &'static str;
 
-    /// Elements of an embedding.
+    /// Returns the number of elements of an embedding.
     fn dimensions(&self) -> usize;
 
     /// Returns a note for operators of a server that uses this embedder: that it is a fallback, say.
@@ -43,7 +43,7 @@ pub trait Embedder: Send + Sync {
     /// another size or quality; higher than two separate pictures of one person reach.
     fn same_picture_threshold(&self) -> f32;
 
-    /// The largest distance, one minus the mean cosine between their faces, at which two groups of unknown faces are one
+    /// Returns the largest distance, one minus the mean cosine between their faces, at which two groups of unknown faces are one
     /// person's. Less than that of two faces, since every further face is another chance of a mistake.
     fn cluster_distance(&self) -> f32;
 
@@ -83,7 +83,7 @@ impl EmbedderKind {
         }
     }
 
-    /// The lowest cosine between the embeddings of two faces at which they are accepted as the same person.
+    /// Returns the lowest cosine between the embeddings of two faces at which they are accepted as the same person.
     pub const fn verification_threshold(self) -> f32 {
         match self {
             Self::InceptionResnetV1 => InceptionResnetV1::VERIFICATION_THRESHOLD,
@@ -136,7 +136,7 @@ pub fn load_embedder(kind: EmbedderKind, models_dir: &Path) -> Result<Box<dyn Em
     load_embedder_on(kind, models_dir, &Backend::Cpu)
 }
 
-/// As [`load_embedder`], for a backend.
+/// Loads as [`load_embedder`] does, for a backend.
 ///
 /// # Errors
 ///
@@ -225,7 +225,7 @@ impl EmbeddingNetwork {
         })
     }
 
-    /// As [`Self::forward`]; shows the output of each layer to `observe`, as [`Network::run_observed`] does.
+    /// Runs as [`Self::forward`] does; shows the output of each layer to `observe`, as [`Network::run_observed`] does.
     pub(crate) fn forward_observed(
         &self,
         faces: &Tensor,
@@ -247,7 +247,7 @@ fn rows(workspace: &mut Workspace, map: FeatureMap) -> Vec<Vec<f32>> {
     rows
 }
 
-/// `row` divided by its L2 norm.
+/// Returns `row` divided by its L2 norm.
 pub(crate) fn normalised(row: &[f32]) -> Vec<f32> {
     // The floor is PyTorch's, of `functional.normalize`.
     let norm = row.iter().map(|v| v * v).sum::<f32>().sqrt().max(1e-12);

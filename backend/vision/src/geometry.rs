@@ -16,17 +16,17 @@ pub struct BoundingBox {
 }
 
 impl BoundingBox {
-    /// Width in pixels.
+    /// Returns the width in pixels.
     pub fn width(&self) -> f32 {
         self.right - self.left
     }
 
-    /// Height in pixels.
+    /// Returns the height in pixels.
     pub fn height(&self) -> f32 {
         self.bottom - self.top
     }
 
-    /// Area in square pixels.
+    /// Returns the area in square pixels.
     pub fn area(&self) -> f32 {
         self.width() * self.height()
     }
@@ -41,7 +41,7 @@ impl BoundingBox {
         [(self.left + self.right) / 2.0, (self.top + self.bottom) / 2.0]
     }
 
-    /// Intersection over union with `other`, 0 to 1.
+    /// Returns the intersection over union with `other`, 0 to 1.
     pub fn iou(&self, other: &Self) -> f32 {
         overlap(self, other, Overlap::Union)
     }

@@ -59,7 +59,7 @@ pub(crate) fn definition(vb: &VarBuilder<'_>) -> Result<Sequential> {
         .add("last_bn", norm(512, EPSILON, &vb.pp("last_bn"))?))
 }
 
-/// Convolution without bias, batch norm and ReLU.
+/// Returns a convolution without bias, batch norm and ReLU.
 fn basic_conv(c_in: usize, c_out: usize, window: Window, vb: &VarBuilder<'_>) -> Result<Conv> {
     let conv = conv2d_no_bias(c_in, c_out, window, &vb.pp("conv"))?;
     Ok(conv.with_norm(norm(c_out, EPSILON, &vb.pp("bn"))?).with_activation(Activation::Relu))
@@ -69,7 +69,7 @@ fn repeat(count: usize, block: impl Fn(usize) -> Result<Residual>) -> Result<Seq
     (0..count).try_fold(Sequential::new(), |blocks, i| Ok(blocks.add(i.to_string(), block(i)?)))
 }
 
-/// [`basic_conv`]s one after the other, by number.
+/// Returns [`basic_conv`]s one after the other, by number.
 fn branch<const N: usize>(c_in: usize, convs: [(usize, Window); N], vb: &VarBuilder<'_>) -> Result<Layer> {
     let (mut layers, mut channels) = (Sequential::new(), c_in);
     for (i, (c_out, window)) in convs.into_iter().enumerate() {
@@ -79,7 +79,7 @@ fn branch<const N: usize>(c_in: usize, convs: [(usize, Window); N], vb: &VarBuil
     Ok(layers.into())
 }
 
-/// Branches, concatenated, projected by a 1x1 convolution and added to the input.
+/// Returns branches, concatenated, projected by a 1x1 convolution and added to the input.
 fn residual(
     (c_inner, channels): (usize, usize),
     scale: f64,
@@ -185,8 +185,8 @@ impl InceptionResnetV1 {
         self.0.forward(faces)
     }
 
-    /// As [`Self::forward`]; shows the output of each stage to `observe`, by facenet-pytorch's name: maps as `[N, H, W, C]`, from
-    /// the global pooling on `[N, C]`.
+    /// Runs as [`Self::forward`] does; shows the output of each stage to `observe`, by facenet-pytorch's name: maps as `[N, H, W,
+    /// C]`, from the global pooling on `[N, C]`.
     ///
     /// # Errors
     ///
@@ -209,7 +209,7 @@ impl Embedder for InceptionResnetV1 {
         Self::DIMENSIONS
     }
 
-    /// 0.46: an Euclidean distance of 1.04 between embeddings of length 1.
+    /// Returns 0.46: a Euclidean distance of 1.04 between embeddings of length 1.
     fn default_threshold(&self) -> f32 {
         0.46
     }
@@ -218,14 +218,14 @@ impl Embedder for InceptionResnetV1 {
         Self::VERIFICATION_THRESHOLD
     }
 
-    /// 0.94, as measured with the other embedder. It was not measured here: the trained weights of this one were not at
+    /// Returns 0.94, as measured with the other embedder. It was not measured here: the trained weights of this one were not at
     /// hand.
     fn same_picture_threshold(&self) -> f32 {
         0.94
     }
 
-    /// 0.3: a squared Euclidean distance of 0.6 between embeddings of length 1, half of that at which two faces are verified.
-    /// It was not measured here: the trained weights of this one were not at hand.
+    /// Returns 0.3: a squared Euclidean distance of 0.6 between embeddings of length 1, half of that at which two faces are
+    /// verified. It was not measured here: the trained weights of this one were not at hand.
     fn cluster_distance(&self) -> f32 {
         0.3
     }

@@ -77,7 +77,7 @@ mod tests {
 
     const SIZE: [u32; 2] = [400, 300];
 
-    /// A square face around this point.
+    /// Returns a square face around this point.
     fn face(x: f32, y: f32, side: f32, confidence: f32) -> Candidate {
         let half = side / 2.0;
         (BoundingBox { left: x - half, top: y - half, right: x + half, bottom: y + half }, confidence)

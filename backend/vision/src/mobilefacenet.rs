@@ -145,7 +145,7 @@ impl Embedder for MobileFaceNet {
         Self::DIMENSIONS
     }
 
-    /// 0.355, at which pairs of Labeled Faces in the Wild are told apart best.
+    /// Returns 0.355, at which pairs of Labeled Faces in the Wild are told apart best.
     fn default_threshold(&self) -> f32 {
         0.355
     }
@@ -154,15 +154,15 @@ impl Embedder for MobileFaceNet {
         Self::VERIFICATION_THRESHOLD
     }
 
-    /// 0.94, from which on are 98 to 100 % of copies of photographs of Labeled Faces in the Wild in JPEG of quality 50 and
-    /// more, in 4/5 of the size or twice the size, 1 of 937 pairs of files of one person (the same
-    /// photograph twice), and none of 86,216 pairs of two people, whose greatest cosine is 0.49.
+    /// Returns 0.94, from which on are 98 to 100 % of copies of photographs of Labeled Faces in the Wild in JPEG of quality 50
+    /// and more, in 4/5 of the size or twice the size, 1 of 937 pairs of files of one person (the same photograph twice), and
+    /// none of 86,216 pairs of two people, whose greatest cosine is 0.49.
     fn same_picture_threshold(&self) -> f32 {
         0.94
     }
 
-    /// 0.5: of 1,475 photographs of 852 people of Labeled Faces in the Wild, 150 of whom have several, average linkage at this
-    /// distance gives clusters with a pairwise F-measure of 0.97, and 1 or 2 of 872 have two people's faces.
+    /// Returns 0.5: of 1,475 photographs of 852 people of Labeled Faces in the Wild, 150 of whom have several, average linkage at
+    /// this distance gives clusters with a pairwise F-measure of 0.97, and 1 or 2 of 872 have two people's faces.
     /// docs/decisions/0037 has other distances.
     fn cluster_distance(&self) -> f32 {
         0.5

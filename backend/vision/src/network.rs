@@ -44,7 +44,7 @@ impl Network {
         })
     }
 
-    /// `[N, H, W, C]` to `[N, H', W', C']`, with height and width of 1 where the network has none.
+    /// Maps `[N, H, W, C]` to `[N, H', W', C']`, with height and width of 1 where the network has none.
     pub(crate) fn run(&self, workspace: &mut Workspace, x: FeatureMap) -> candle_core::Result<FeatureMap> {
         match self {
             Self::Native(network) => network.run(workspace, x),
@@ -56,7 +56,8 @@ impl Network {
         }
     }
 
-    /// As [`Self::run`]; shows the output of each layer to `observe`: maps as `[N, H, W, C]`, other outputs as `[N, C]`.
+    /// Runs as [`Self::run`] does; shows the output of each layer to `observe`: maps as `[N, H, W, C]`, other outputs as `[N,
+    /// C]`.
     pub(crate) fn run_observed(
         &self,
         workspace: &mut Workspace,

@@ -24,7 +24,7 @@ impl Window {
         Self { kernel: (side, side), stride, padding: (0, 0) }
     }
 
-    /// Padded so that stride 1 keeps the size; for odd kernels.
+    /// Returns a window that is padded so that stride 1 keeps the size; for odd kernels.
     pub(crate) const fn same(kernel: (usize, usize), stride: usize) -> Self {
         Self { kernel, stride, padding: (kernel.0 / 2, kernel.1 / 2) }
     }
@@ -139,7 +139,7 @@ pub(crate) fn norm(channels: usize, eps: f64, vb: &VarBuilder<'_>) -> Result<Bat
     batch_norm(channels, BatchNormConfig { eps, ..BatchNormConfig::default() }, vb.clone())
 }
 
-/// PReLU with one slope per channel.
+/// Returns PReLU with one slope per channel.
 pub(crate) fn prelu(channels: usize, vb: &VarBuilder<'_>) -> Result<Activation> {
     candle_nn::prelu(Some(channels), vb.clone()).map(Activation::PRelu)
 }
@@ -262,7 +262,7 @@ impl Sequential {
         Self { per_image: self.layers.len(), ..self }
     }
 
-    /// As [`Module::forward`]; shows each layer to `observe`.
+    /// Runs as [`Module::forward`] does; shows each layer to `observe`.
     pub(crate) fn forward_observed(&self, x: &Tensor, observe: &mut Observer<'_>) -> Result<Tensor> {
         self.run("", x, observe)
     }

@@ -69,7 +69,7 @@ impl FaceQuality {
         }
     }
 
-    /// How far each component lets the face be recognised, 0 to 1. A roll does not matter: alignment undoes it.
+    /// Returns how far each component lets the face be recognised, 0 to 1. A roll does not matter: alignment undoes it.
     pub fn factors(&self) -> [(QualityComponent, f32); 5] {
         let frontal = self.yaw.to_radians().cos().max(0.0) * self.pitch.to_radians().cos().max(0.0);
         [
@@ -84,26 +84,26 @@ impl FaceQuality {
         ]
     }
 
-    /// The component that lowers [`Self::score`] most.
+    /// Returns the component that lowers [`Self::score`] most.
     pub fn weakest(&self) -> QualityComponent {
         let [first, rest @ ..] = self.factors();
         rest.into_iter().fold(first, |weakest, next| if next.1 < weakest.1 { next } else { weakest }).0
     }
 
-    /// How much the face counts among several of one person, 0 to 1: the product of [`Self::factors`].
+    /// Returns how much the face counts among several of one person, 0 to 1: the product of [`Self::factors`].
     pub fn weight(&self) -> f32 {
         let product: f32 = self.factors().iter().map(|(_, factor)| factor).product();
         if product.is_finite() { product.clamp(0.0, 1.0) } else { 0.0 }
     }
 
-    /// The quality as one number, 0 (useless) to 100 (best), rounded: a hundred times [`Self::weight`].
+    /// Returns the quality as one number, 0 (useless) to 100 (best), rounded: a hundred times [`Self::weight`].
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 100")]
     pub fn score(&self) -> u8 {
         (self.weight() * 100.0).round() as u8
     }
 }
 
-/// Where a value lies between the one that counts as 0 and the one that counts as 1.
+/// Returns where a value lies between the one that counts as 0 and the one that counts as 1.
 fn ramp(value: f32, zero: f32, one: f32) -> f32 {
     ((value - zero) / (one - zero)).clamp(0.0, 1.0)
 }
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
     use crate::BoundingBox;
 
-    /// The landmarks of a head with this pose, seen from afar at twice the template's size.
+    /// Returns the landmarks of a head with this pose, seen from afar at twice the template's size.
     fn turned(yaw: f64, pitch: f64, roll: f64) -> [[f32; 2]; 5] {
         let eyes = TEMPLATE[1][0] - TEMPLATE[0][0];
         let depths = [0.0, 0.0, NOSE_DEPTH * eyes, MOUTH_DEPTH * eyes, MOUTH_DEPTH * eyes];
@@ -263,7 +263,7 @@ mod tests {
         Face { bounding_box, confidence, landmarks }
     }
 
-    /// A crop with stripes of this contrast, `period` pixels apart.
+    /// Returns a crop with stripes of this contrast, `period` pixels apart.
     fn stripes(side: u32, period: f32, contrast: f32) -> RgbImage {
         RgbImage::from_fn(side, side, |x, _| {
             let wave = (x as f32 / period * std::f32::consts::TAU).sin();

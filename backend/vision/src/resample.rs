@@ -22,12 +22,12 @@ impl PixelRect {
         Self { left: 0, top: 0, right: image.width(), bottom: image.height() }
     }
 
-    /// Columns.
+    /// Returns the number of columns.
     pub fn width(&self) -> u32 {
         self.right.saturating_sub(self.left)
     }
 
-    /// Rows.
+    /// Returns the number of rows.
     pub fn height(&self) -> u32 {
         self.bottom.saturating_sub(self.top)
     }
@@ -75,8 +75,8 @@ struct AreaAverage<'a> {
 impl Kernel for AreaAverage<'_> {
     type Output = ();
 
-    /// The compiler makes vectors of the loops: of the values of neighbouring pixels in the first, of the channels of one pixel
-    /// (and one value more) in the others.
+    /// Averages. The compiler makes vectors of the loops: of the values of neighbouring pixels in the first, of the channels of
+    /// one pixel (and one value more) in the others.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "windows lie in `rect`, which lies in the image")]
     #[expect(clippy::cast_precision_loss, reason = "single precision is what the network computes in")]

@@ -18,7 +18,7 @@ use image::{
     codecs::{gif::GifEncoder, jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder},
 };
 
-/// Left half red, right half blue, with a green top left corner, so that every turn shows.
+/// Returns a picture: left half red, right half blue, with a green top left corner, so that every turn shows.
 fn sample() -> RgbImage {
     RgbImage::from_fn(32, 16, |x, y| match (x, y) {
         (0..8, 0..8) => Rgb([0, 255, 0]),
@@ -83,7 +83,7 @@ fn truncated_files_are_rejected() {
     }
 }
 
-/// JPEGs of a noisy picture in which every bit shows: sequential and progressive, with and without restart intervals,
+/// Returns JPEGs of a noisy picture in which every bit shows: sequential and progressive, with and without restart intervals,
 /// grey, and with coarser colours.
 fn jpegs() -> Vec<(String, Vec<u8>)> {
     use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
@@ -178,7 +178,7 @@ fn bytes_and_pixels_are_limited() {
     assert_eq!(DecodeLimits::default(), DecodeLimits { max_bytes: 10_485_760, max_pixels: 50_000_000 });
 }
 
-/// CRC-32 as PNG has it.
+/// Returns the CRC-32 as PNG has it.
 fn crc(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |c, _| if c & 1 == 1 { 0xedb8_8320 ^ (c >> 1) } else { c >> 1 })
@@ -205,7 +205,7 @@ fn a_header_that_declares_billions_of_pixels_is_rejected_before_allocation() {
     assert!(matches!(decode(&gif), Err(DecodeError::TooManyPixels { .. })), "{:?}", decode(&gif).err());
 }
 
-/// EXIF with nothing but an orientation.
+/// Returns EXIF with nothing but an orientation.
 fn exif(orientation: u8) -> Vec<u8> {
     let mut exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0".to_vec();
     exif.extend([orientation, 0, 0, 0, 0, 0, 0, 0]);

@@ -179,7 +179,7 @@ fn a_face_beyond_the_image_or_without_area_still_gives_a_crop() {
     }
 }
 
-/// A picture of which every pixel differs from its neighbours: `[7x + 3y, x² + y, x xor y]` of its place in a 97x71
+/// Returns a picture of which every pixel differs from its neighbours: `[7x + 3y, x² + y, x xor y]` of its place in a 97x71
 /// tile.
 fn pattern(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {

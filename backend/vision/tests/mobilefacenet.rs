@@ -41,7 +41,7 @@ fn the_embedding_of_a_synthetic_input_matches_the_reference() {
     }
 }
 
-/// As the reference chose it: the face nearest to the middle.
+/// Returns the face that the reference chose: that nearest to the middle.
 fn middle_face(image: &RgbImage, faces: Vec<Face>) -> Face {
     let (x, y) = (image.width() as f32 / 2.0, image.height() as f32 / 2.0);
     let distance = |f: &Face| {
@@ -105,7 +105,7 @@ fn embeddings_of_photographs_match_the_reference_and_verify_people() {
     assert!(rejected + accepted <= 4, "{rejected} {accepted}");
 }
 
-/// A batch gives what each crop gives alone, and embeddings are L2-normalised.
+/// Asserts that a batch gives what each crop gives alone, and that embeddings are L2-normalised.
 fn assert_batch_equals_single_crops(network: &dyn Embedder, crops: &[RgbImage]) {
     let together = network.embed(crops).unwrap();
     assert_eq!(together.len(), crops.len());
@@ -209,7 +209,7 @@ fn embedders_are_selected_by_name() {
     assert!(error.to_string().contains("facenet") && error.to_string().contains("mobilefacenet"), "{error}");
 }
 
-/// A square of `image` around `centre`, its corner and side in pixels, as a picture of 224x224.
+/// Returns a square of `image` around `centre`, its corner and side in pixels, as a picture of 224x224.
 fn square(image: &RgbImage, [x, y]: [f32; 2], side: f32) -> (RgbImage, [f32; 2], f32) {
     let side = side.round() as u32;
     let corner = [x, y].map(|centre| (centre - side as f32 / 2.0).round().max(0.0) as u32);

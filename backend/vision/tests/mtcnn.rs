@@ -35,7 +35,7 @@ fn reference(face: &Value) -> Reference {
     }
 }
 
-/// The largest distance of a corner or landmark coordinate, pixels.
+/// Returns the largest distance of a corner or landmark coordinate, pixels.
 fn distance(face: &Face, reference: &Reference) -> f64 {
     let b = face.bounding_box;
     let corners = [b.left, b.top, b.right, b.bottom];
@@ -205,7 +205,7 @@ fn missing_weights_name_the_file_and_the_command_that_fetches_it() {
     assert!(text.contains("pnet.pt") && text.contains("facepipe models fetch"), "{text}");
 }
 
-/// The picture around a face with a margin of `share` of its size, as `facecrop` cuts it.
+/// Returns the picture around a face with a margin of `share` of its size, as `facecrop` cuts it.
 fn around(image: &RgbImage, face: &Reference, share: f64) -> RgbImage {
     let [left, top, right, bottom] = face.corners;
     let (x, y) = ((right - left) * share, (bottom - top) * share);
@@ -246,7 +246,7 @@ fn detect_in_crop_skips_small_faces() {
     assert!(quick.len() < all.len(), "{} of {}", quick.len(), all.len());
 }
 
-/// All files below a folder.
+/// Returns all files below a folder.
 fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()

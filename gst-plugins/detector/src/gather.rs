@@ -102,7 +102,7 @@ impl Shuffles {
 }
 
 impl Step {
-    /// `last` is the last position at which the loads may begin.
+    /// Prepares loads; `last` is the last position at which the loads may begin.
     fn new(offsets: &[u32], bytes: usize, every: usize, last: usize) -> Option<Self> {
         let base = (*offsets.first()? as usize).min(last);
         let mut picks = [[0x80; LANES]; LOADS];

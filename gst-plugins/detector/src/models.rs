@@ -104,7 +104,7 @@ pub fn resolve(
     choose(name_or_path, longer_side, hints).map(|choice| choice.path)
 }
 
-/// As [`resolve`], with what was chosen.
+/// Resolves as [`resolve`] does, and also returns what was chosen.
 ///
 /// # Errors
 ///

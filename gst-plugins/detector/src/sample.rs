@@ -422,7 +422,7 @@ fn lerp(a: f32, b: f32, weight: f32) -> f32 {
     a + (b - a) * weight
 }
 
-/// `f32::clamp` would also have to keep a NaN, which costs instructions and cannot occur.
+/// Clamps to [`DARKEST`] and [`BRIGHTEST`]. `f32::clamp` would also have to keep a NaN, which costs instructions and cannot occur.
 #[inline(always)]
 fn clamp(value: f32) -> f32 {
     let value = if value > DARKEST { value } else { DARKEST };

@@ -19,7 +19,7 @@ use facepipe_detector::{
 };
 use facepipe_test_support::require;
 
-/// The configuration of a detector with this model and the library of the checkout.
+/// Returns the configuration of a detector with this model and the library of the checkout.
 fn with_model(model: &Path) -> DetectorConfig {
     DetectorConfig {
         model: model.to_path_buf(),

@@ -103,7 +103,7 @@ fn from_nv12(detector: &mut Detector, picture: &RgbImage) -> Vec<Detection> {
     detector.detect(&planes.frame()).unwrap()
 }
 
-/// MTCNN with the reference's minimum face size. `None` where data is missing.
+/// Returns MTCNN with the reference's minimum face size. `None` where data is missing.
 fn mtcnn() -> Option<Detector> {
     let model = facepipe_test_support::find("models/pnet.pt");
     let Some(model) = model else {
@@ -119,7 +119,7 @@ fn mtcnn() -> Option<Detector> {
     })
 }
 
-/// The pictures of `mtcnn.json` with facenet-pytorch's boxes and probabilities; of the portraits, every `every`-th.
+/// Returns the pictures of `mtcnn.json` with facenet-pytorch's boxes and probabilities; of the portraits, every `every`-th.
 fn facenet_pytorch(every: usize) -> Vec<(RgbImage, Vec<Detection>)> {
     let fixture = facepipe_test_support::fixture("mtcnn.json");
     let mut found = Vec::new();

@@ -27,7 +27,7 @@ const COLORIMETRIES: [(ColorMatrix, ColorRange); 4] = [
 const SIZES: [(u32, u32); 9] =
     [(1, 1), (1, 9), (9, 1), (2, 2), (3, 3), (5, 4), (33, 47), (64, 48), (201, 113)];
 
-/// A different colour for every pixel, without a pattern that would hide a shift.
+/// Returns a different colour for every pixel, without a pattern that would hide a shift.
 fn noise(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
         let mut hash = (x.wrapping_mul(0x9e37_79b1) ^ y.wrapping_mul(0x85eb_ca6b)).wrapping_add(0x1234_5678);
@@ -37,7 +37,7 @@ fn noise(width: u32, height: u32) -> RgbImage {
     })
 }
 
-/// Slow changes in all three channels, which survive subsampled chroma.
+/// Returns slow changes in all three channels, which survive subsampled chroma.
 fn gradient(width: u32, height: u32) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
         let (u, v) = (f64::from(x) / f64::from(width), f64::from(y) / f64::from(height));
@@ -51,7 +51,7 @@ fn sample(frame: &Frame<'_>, width: usize, height: usize) -> Vec<f32> {
     input
 }
 
-/// The same by the definition, in f64, one pixel at a time: `[3, height, width]`.
+/// Returns the same by the definition, in f64, one pixel at a time: `[3, height, width]`.
 fn reference(planes: &Planes, width: usize, height: usize) -> Vec<f64> {
     let planes = planes.eight_bit.as_deref().unwrap_or(planes);
     // One component at a position in samples, edges repeated.
@@ -114,7 +114,7 @@ fn reference(planes: &Planes, width: usize, height: usize) -> Vec<f64> {
     input
 }
 
-/// The inverse of the definition of Y'CbCr.
+/// Inverts the definition of Y'CbCr.
 fn to_rgb(planes: &Planes, y: f64, cb: f64, cr: f64) -> [f64; 3] {
     let (kr, kb) = luma_weights(planes.matrix);
     let (y, cb, cr) = match planes.range {

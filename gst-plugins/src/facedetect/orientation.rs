@@ -27,7 +27,8 @@ fn upstream(element: &gst::Element) -> Option<gst::Element> {
     peer.parent_element()
 }
 
-/// Elements such as videoflip have `video-direction`, NVIDIA's converters `flip-method`; 0 means unchanged in both.
+/// Returns whether the element rotates: elements such as videoflip have `video-direction`, NVIDIA's converters `flip-method`; 0
+/// means unchanged in both.
 fn rotates(element: &gst::Element) -> bool {
     ["video-direction", "flip-method"].into_iter().any(|name| {
         let is_enum =

@@ -220,7 +220,7 @@ fn mix(old: u32, new: u32, opacity: u8) -> u32 {
     (old * (255 - opacity) + new * opacity + 127) / 255
 }
 
-/// R'G'B' to Y'CbCr (ITU-R BT.601 and BT.709, section "signal format").
+/// Converts R'G'B' to Y'CbCr (ITU-R BT.601 and BT.709, section "signal format").
 fn to_yuv(color: Color, info: &VideoInfo) -> [u8; 3] {
     let colorimetry = info.colorimetry();
     let (kr, kb) = match colorimetry.matrix() {

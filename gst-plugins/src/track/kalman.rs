@@ -36,8 +36,8 @@ impl Axis {
         Self { value, speed: 0.0, covariance: [noise * noise, 0.0, speed_noise * speed_noise] }
     }
 
-    /// After `seconds`, with white noise as acceleration (Bar-Shalom, Estimation with Applications to Tracking and
-    /// Navigation, 6.2.2).
+    /// Returns the state after `seconds`, with white noise as acceleration (Bar-Shalom, Estimation with Applications to Tracking
+    /// and Navigation, 6.2.2).
     fn predicted(&self, seconds: f64, acceleration: f64) -> Self {
         let [value, both, speed] = self.covariance;
         let density = acceleration * acceleration;

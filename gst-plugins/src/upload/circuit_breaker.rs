@@ -50,7 +50,7 @@ impl CircuitBreaker {
         self.probe.take_if(|probe| *probe == batch).is_some()
     }
 
-    /// Closes: the backend is healthy.
+    /// Closes the circuit: the backend is healthy.
     pub fn record_success(&mut self) {
         *self = Self::default();
     }

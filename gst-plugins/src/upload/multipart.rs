@@ -225,7 +225,7 @@ mod tests {
         parts
     }
 
-    /// Bytes that are likely to contain the boundary.
+    /// Returns bytes that are likely to contain the boundary.
     fn image() -> impl Strategy<Value = Bytes> {
         let chunk = prop_oneof![
             Just(b"\r\n--fp".to_vec()),

@@ -41,7 +41,7 @@ pub fn info(format: VideoFormat, width: u32, height: u32) -> VideoInfo {
     VideoInfo::builder(format, width, height).fps(gst::Fraction::new(25, 1)).build().unwrap()
 }
 
-/// A packed frame (any RGB format) whose pixel at x, y is `pixel(x, y)`, in red, green, blue.
+/// Returns a packed frame (any RGB format) whose pixel at x, y is `pixel(x, y)`, in red, green, blue.
 pub fn packed_frame(info: &VideoInfo, pixel: impl Fn(u32, u32) -> [u8; 3]) -> gst::Buffer {
     let (order, channels) = match info.format() {
         VideoFormat::Rgb => ([0, 1, 2], 3),
@@ -84,12 +84,12 @@ pub const YUV_FORMATS: [VideoFormat; 11] = [
     VideoFormat::I42210le,
 ];
 
-/// A Y'CbCr frame of one colour, given as Y, Cb, Cr in 8 bits each.
+/// Returns a Y'CbCr frame of one colour, given as Y, Cb, Cr in 8 bits each.
 pub fn yuv_frame(info: &VideoInfo, code: [u8; 3]) -> gst::Buffer {
     yuv_halves(info, code, code)
 }
 
-/// A Y'CbCr frame with one colour in its left half and another in its right half, each given as Y, Cb, Cr in 8
+/// Returns a Y'CbCr frame with one colour in its left half and another in its right half, each given as Y, Cb, Cr in 8
 /// bits each; grey frames use only Y. The layout is GStreamer's.
 pub fn yuv_halves(info: &VideoInfo, left: [u8; 3], right: [u8; 3]) -> gst::Buffer {
     let mut bytes = vec![0; info.size()];
@@ -117,7 +117,7 @@ pub fn yuv_halves(info: &VideoInfo, left: [u8; 3], right: [u8; 3]) -> gst::Buffe
     gst::Buffer::from_mut_slice(bytes)
 }
 
-/// A face without track id.
+/// Returns a face without track id.
 pub fn face(left: u32, top: u32, width: u32, height: u32) -> FaceRegion {
     FaceRegion {
         bounding_box: BoundingBox::from_size(left, top, width, height),
@@ -127,7 +127,7 @@ pub fn face(left: u32, top: u32, width: u32, height: u32) -> FaceRegion {
     }
 }
 
-/// The buffer with a timestamp in milliseconds, 40 ms long, and these faces.
+/// Returns the buffer with a timestamp in milliseconds, 40 ms long, and these faces.
 pub fn with_faces(mut buffer: gst::Buffer, milliseconds: u64, faces: &[FaceRegion]) -> gst::Buffer {
     let writable = buffer.make_mut();
     writable.set_pts(gst::ClockTime::from_mseconds(milliseconds));

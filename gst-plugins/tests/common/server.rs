@@ -116,18 +116,18 @@ impl Answer {
 }
 
 impl Received {
-    /// The value of a header.
+    /// Returns the value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// The fields of this name, in the order of the form.
+    /// Returns the fields of this name, in the order of the form.
     pub fn all(&self, name: &str) -> Vec<String> {
         let parts = self.parts.iter().filter(|part| part.name == name);
         parts.map(|part| String::from_utf8(part.body.clone()).unwrap()).collect()
     }
 
-    /// The only field of this name.
+    /// Returns the only field of this name.
     pub fn field(&self, name: &str) -> String {
         let mut all = self.all(name);
         assert_eq!(all.len(), 1, "fields named {name}");
@@ -222,7 +222,7 @@ impl Server {
     }
 }
 
-/// An address where nothing listens.
+/// Returns an address where nothing listens.
 pub fn dead_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }

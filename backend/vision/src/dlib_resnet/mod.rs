@@ -94,7 +94,7 @@ fn scaled_conv(
     Ok(conv2d(c_in, c_out, window, &vb.pp("conv"))?.with_norm(affine).with_activation(activation))
 }
 
-/// Two 3x3 convolutions, added to the input; a downsampling block where the number of channels grows.
+/// Returns two 3x3 convolutions, added to the input; a downsampling block where the number of channels grows.
 fn block(c_in: usize, c_out: usize, vb: &VarBuilder<'_>) -> Result<Layer> {
     if c_in != c_out {
         return block_down(c_in, c_out, vb);
@@ -103,7 +103,7 @@ fn block(c_in: usize, c_out: usize, vb: &VarBuilder<'_>) -> Result<Layer> {
     Ok(Residual { inner, scale: 1.0, activation: Activation::Relu }.into())
 }
 
-/// Two 3x3 convolutions, the first of stride 2, added to the halved input.
+/// Returns two 3x3 convolutions, the first of stride 2, added to the halved input.
 fn block_down(c_in: usize, c_out: usize, vb: &VarBuilder<'_>) -> Result<Layer> {
     Ok(Layer::ResidualDown(two_convs(c_in, c_out, Window::valid(3, 2), vb)?))
 }
@@ -175,8 +175,8 @@ impl Embedder for DlibResnet {
         Some(REMARK)
     }
 
-    /// 0.82, at which 6 to 11 % of 500 strangers of Labeled Faces in the Wild are taken for one of 75 people, and of their
-    /// probes 9 % are missed of who has one photograph, 1 % of who has two, none of who has five.
+    /// Returns 0.82, at which 6 to 11 % of 500 strangers of Labeled Faces in the Wild are taken for one of 75 people, and of
+    /// their probes 9 % are missed of who has one photograph, 1 % of who has two, none of who has five.
     fn default_threshold(&self) -> f32 {
         0.82
     }
@@ -185,14 +185,14 @@ impl Embedder for DlibResnet {
         Self::VERIFICATION_THRESHOLD
     }
 
-    /// 0.973, which 2 of 1,323 pairs of files of one person reach, of Labeled Faces in the Wild, and none of 478,387 pairs of two
-    /// people, whose greatest cosine is 0.903.
+    /// Returns 0.973, which 2 of 1,323 pairs of files of one person reach, of Labeled Faces in the Wild, and none of 478,387
+    /// pairs of two people, whose greatest cosine is 0.903.
     fn same_picture_threshold(&self) -> f32 {
         0.973
     }
 
-    /// 0.11: a cosine of 0.89, between the 0.903 that is the greatest of 478,387 pairs of two people of Labeled Faces in the
-    /// Wild and the 0.8 that 1.4 in a thousand of such pairs reach. The clusters themselves were not measured.
+    /// Returns 0.11: a cosine of 0.89, between the 0.903 that is the greatest of 478,387 pairs of two people of Labeled Faces in
+    /// the Wild and the 0.8 that 1.4 in a thousand of such pairs reach. The clusters themselves were not measured.
     fn cluster_distance(&self) -> f32 {
         0.11
     }

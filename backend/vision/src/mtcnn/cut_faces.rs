@@ -154,7 +154,7 @@ impl PaddedSquare {
     }
 }
 
-/// Width and height.
+/// Returns width and height.
 #[expect(clippy::cast_precision_loss, reason = "no picture has 2^24 columns")]
 fn size(image: &RgbImage) -> [f32; 2] {
     [image.width() as f32, image.height() as f32]

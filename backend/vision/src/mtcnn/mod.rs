@@ -123,7 +123,7 @@ impl Mtcnn {
         Self::load_on(models_dir, config, &Backend::Cpu)
     }
 
-    /// As [`Self::load`], for a backend.
+    /// Loads as [`Self::load`] does, for a backend.
     ///
     /// # Errors
     ///
@@ -150,8 +150,9 @@ impl Mtcnn {
         self.detect_at_levels(image, self.pyramid(image))
     }
 
-    /// As [`Self::detect`], for a crop around a face, as `facecrop` makes them: detects only faces whose side is at least about
-    /// 0.15 of the crop's shorter side. The most confident face is the same as [`Self::detect`]'s; large crops take much less time.
+    /// Detects as [`Self::detect`] does, in a crop around a face, as `facecrop` makes them: only faces whose side is at least
+    /// about 0.15 of the crop's shorter side. The most confident face is the same as [`Self::detect`]'s; large crops take much
+    /// less time.
     ///
     /// # Errors
     ///

@@ -14,20 +14,20 @@ use crate::{
 const POOL_2: MaxPool = MaxPool { side: 2, stride: 2, ceil_mode: true };
 const POOL_3: MaxPool = MaxPool { side: 3, stride: 2, ceil_mode: true };
 
-/// Convolution `conv<number>` and PReLU `prelu<number>`.
+/// Returns the convolution `conv<number>` and PReLU `prelu<number>`.
 fn conv(number: usize, c_in: usize, c_out: usize, side: usize, vb: &VarBuilder<'_>) -> Result<Conv> {
     let conv = conv2d(c_in, c_out, Window::valid(side, 1), &vb.pp(format!("conv{number}")))?;
     Ok(conv.with_activation(prelu(c_out, &vb.pp(format!("prelu{number}")))?))
 }
 
-/// Dense layer `dense<number>` over maps `[N, channels, 3, 3]`, and PReLU `prelu<number>`.
+/// Returns the dense layer `dense<number>` over maps `[N, channels, 3, 3]`, and PReLU `prelu<number>`.
 fn dense(number: usize, channels: usize, outputs: usize, vb: &VarBuilder<'_>) -> Result<Dense> {
     let linear = linear(3 * 3 * channels, outputs, vb.pp(format!("dense{number}")))?;
     let prelu = prelu(outputs, &vb.pp(format!("prelu{number}")))?;
     Ok(Dense::of_maps(linear, 3, 3, channels).with_activation(prelu))
 }
 
-/// Linear layers over one input.
+/// Returns linear layers over one input.
 fn heads<const N: usize>(
     inputs: usize,
     heads: [(&'static str, usize); N],
@@ -39,7 +39,7 @@ fn heads<const N: usize>(
     Ok(concat(heads.into_iter().map(head).collect::<Result<Vec<_>>>()?))
 }
 
-/// P-Net: `[N, 3, H, W]` to `[N, 6, H', W']`, for each 12x12 cell the scores of "no face" and "face", and the regression.
+/// Returns P-Net: `[N, 3, H, W]` to `[N, 6, H', W']`, for each 12x12 cell the scores of "no face" and "face", and the regression.
 pub(crate) fn pnet(vb: &VarBuilder<'_>) -> Result<Sequential> {
     let head = |name, outputs| -> Result<(&'static str, Layer)> {
         Ok((name, conv2d(32, outputs, Window::POINT, &vb.pp(name))?.into()))
@@ -105,7 +105,7 @@ pub(super) struct Refined {
     pub regression: [f32; 4],
 }
 
-/// Softmax over "no face" and "face".
+/// Returns the softmax over "no face" and "face".
 fn probability(no_face: f32, face: f32) -> f32 {
     1.0 / (1.0 + (no_face - face).exp())
 }
@@ -177,7 +177,7 @@ pub(super) trait CropNet: Sync {
     /// Rows, columns and channels of the convolutions' output.
     const FEATURES: [usize; 3];
 
-    /// The layers.
+    /// Returns the layers.
     fn network(&self) -> &CropNetwork;
 
     /// Interprets the values of the dense layers, which are crop after crop.

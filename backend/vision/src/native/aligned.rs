@@ -17,7 +17,7 @@ pub(super) struct AlignedFloats(Vec<CacheLine>);
 impl AlignedFloats {
     pub(super) const EMPTY: Self = Self(Vec::new());
 
-    /// At least `len` zeros.
+    /// Returns at least `len` zeros.
     pub(super) fn zeros(len: usize) -> Self {
         Self(vec![CacheLine([0.0; LINE]); len.div_ceil(LINE)])
     }

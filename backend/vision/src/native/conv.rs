@@ -102,7 +102,7 @@ impl PackedWeights {
         &self.activation
     }
 
-    /// Weights, and those of bias and channel, of the panel that begins at channel `first`.
+    /// Returns weights, biases, and slopes of PReLU, of the panel that begins at channel `first`.
     pub(super) fn panel(&self, first: usize, width: usize) -> (&[f32], &[f32], &[f32]) {
         let at = first * self.depth;
         let part = |values: &'_ Vec<f32>| first..(first + width).min(values.len());
@@ -152,7 +152,7 @@ impl OutputBuffer {
         Self { start: out.as_mut_ptr(), len: out.len(), stride }
     }
 
-    /// `len` floats of pixel `pixel` from channel `channel` on.
+    /// Returns `len` floats of pixel `pixel` from channel `channel` on.
     ///
     /// # Safety
     ///
@@ -323,7 +323,7 @@ impl DirectConv<'_> {
     }
 }
 
-/// `count` numbers, each `step` more than the one before. By additions, of which the compiler makes vectors.
+/// Returns `count` numbers, each `step` more than the one before. By additions, of which the compiler makes vectors.
 fn evenly(first: usize, step: usize, count: usize) -> impl ExactSizeIterator<Item = usize> {
     let mut next = first;
     (0..count).map(move |_| {
@@ -393,7 +393,7 @@ impl Kernel for WorkItem<'_> {
 
 /// A matrix product in tiles of rows by vectors of channels, whose sums fit into the registers.
 pub(super) trait Tiled {
-    /// `M` rows from the `first` on, by `V` vectors of channels from `channel` on.
+    /// Computes `M` rows from the `first` on, by `V` vectors of channels from `channel` on.
     fn tile<S: RegisterTile, const M: usize, const V: usize>(&self, simd: S, first: usize, channel: usize);
 
     /// Computes all tiles of `rows` rows and of `channels`, which begin at a panel.
@@ -448,7 +448,7 @@ struct Block<'a> {
 }
 
 impl Tiled for Block<'_> {
-    /// `M` pixels, from the `first` of the block on, by `V` vectors of channels, from `channel` on.
+    /// Computes `M` pixels, from the `first` of the block on, by `V` vectors of channels, from `channel` on.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "sizes were checked on entry; what is beyond them panics")]
     fn tile<S: RegisterTile, const M: usize, const V: usize>(&self, simd: S, first: usize, channel: usize) {

@@ -31,7 +31,7 @@ pub(super) struct DepthwiseConv<'a> {
 }
 
 impl DepthwiseConv<'_> {
-    /// `out` is `[output pixels, channels]`.
+    /// Writes `out`, `[output pixels, channels]`.
     pub(super) fn run(&self, out: &mut [f32]) {
         let lines = self.output.n * self.output.h;
         let line = self.output.w * self.bias.len();
@@ -108,7 +108,7 @@ impl<'a> OutputRow<'a> {
         first..end.min(op.output.w).max(first)
     }
 
-    /// Row `row` of the window, if it is inside.
+    /// Returns row `row` of the window, if it is inside.
     fn row(&self, row: usize) -> Option<&'a [f32]> {
         let (op, pad) = (self.op, self.op.window.padding.0);
         let y = (self.y + row).checked_sub(pad).filter(|&y| y < op.size.h)?;
@@ -245,7 +245,7 @@ impl<'a> OutputRow<'a> {
         store(simd, &mut out[x * channels + channel..][..count], sums[0][0]);
     }
 
-    /// The three columns of the window of output pixel `x` in `row`, and all that follows.
+    /// Returns the three columns of the window of output pixel `x` in `row`, and all that follows.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "only asked of windows that are inside")]
     fn columns<'b>(&self, row: &'b [f32], x: usize) -> [&'b [f32]; 3] {
@@ -253,7 +253,7 @@ impl<'a> OutputRow<'a> {
         array::from_fn(|column| &row[(first + column) * channels..])
     }
 
-    /// As [`Self::columns`], with zeros for those that are outside.
+    /// Returns what [`Self::columns`] does, with zeros for those that are outside.
     #[inline(always)]
     fn padded_columns<'b>(&self, row: &'b [f32], x: usize, zeros: &'b [f32]) -> [&'b [f32]; 3] {
         let (op, channels) = (self.op, self.op.bias.len());
@@ -320,7 +320,7 @@ impl<'a> OutputRow<'a> {
     }
 }
 
-/// A vector, of as many values as there are.
+/// Loads a vector, of as many values as there are.
 #[inline(always)]
 pub(super) fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
     match S::as_simd_f32s(values).0.first() {

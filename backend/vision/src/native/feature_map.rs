@@ -39,7 +39,7 @@ impl FeatureMap {
         self.buffer.get(..self.len()).unwrap_or_default()
     }
 
-    /// As [`Self::values`].
+    /// Returns [`Self::values`], to be changed.
     pub(crate) fn values_mut(&mut self) -> &mut [f32] {
         let len = self.len();
         self.buffer.get_mut(..len).unwrap_or_default()

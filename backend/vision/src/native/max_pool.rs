@@ -10,7 +10,7 @@ use super::{
 };
 use crate::nn::MaxPool;
 
-/// Output size for an input of `size`.
+/// Returns the output size for an input of `size`.
 pub(crate) fn output(pool: &MaxPool, size: Size) -> Result<Size> {
     match (pool.outputs(size.h), pool.outputs(size.w)) {
         (Some(h), Some(w)) => Ok(Size { n: size.n, h, w }),
@@ -18,7 +18,7 @@ pub(crate) fn output(pool: &MaxPool, size: Size) -> Result<Size> {
     }
 }
 
-/// `[N, H, W, C]` to `[N, H', W', C]`.
+/// Pools `[N, H, W, C]` to `[N, H', W', C]`.
 pub(crate) fn forward(pool: &MaxPool, workspace: &mut Workspace, input: &FeatureMap) -> Result<FeatureMap> {
     let mut out = workspace.map(output(pool, input.size())?, input.channels());
     forward_into(pool, input, &mut out, 0)?;
@@ -35,7 +35,7 @@ pub(crate) fn forward_into(
     run(pool, SimdLevel::best(), input, out, channel)
 }
 
-/// As [`forward_into`], with the given vector instructions.
+/// Pools as [`forward_into`] does, with the given vector instructions.
 pub(super) fn run(
     pool: &MaxPool,
     level: SimdLevel,

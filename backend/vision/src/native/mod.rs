@@ -41,7 +41,7 @@ pub(crate) enum FusedActivation {
 }
 
 impl Window {
-    /// Kernel positions.
+    /// Returns the number of kernel positions.
     const fn taps(&self) -> usize {
         self.kernel.0 * self.kernel.1
     }
@@ -112,7 +112,7 @@ impl Conv2d {
         Self::for_level(SimdLevel::best(), weight, bias, window, activation)
     }
 
-    /// As [`Self::new`], with the given vector instructions.
+    /// Builds as [`Self::new`] does, with the given vector instructions.
     fn for_level(
         level: SimdLevel,
         weight: &Tensor,
@@ -130,24 +130,24 @@ impl Conv2d {
         Ok(Self { weights, window, c_in, c_out })
     }
 
-    /// Output channels.
+    /// Returns the number of output channels.
     pub(crate) fn channels(&self) -> usize {
         self.c_out
     }
 
-    /// `[N, H, W, in]` to `[N, H', W', out]`.
+    /// Convolves `[N, H, W, in]` to `[N, H', W', out]`.
     pub(crate) fn forward(&self, workspace: &mut Workspace, input: ChannelSlice<'_>) -> Result<FeatureMap> {
         self.new_map(workspace, &[input], None)
     }
 
-    /// As [`Self::forward`], and recycles the input.
+    /// Runs as [`Self::forward`] does, and recycles the input.
     pub(crate) fn replace(&self, workspace: &mut Workspace, input: FeatureMap) -> Result<FeatureMap> {
         let out = self.forward(workspace, input.all_channels())?;
         workspace.recycle(input);
         Ok(out)
     }
 
-    /// As [`Self::forward`], but adds `residual` `[N, H', W', out]` before the activation, and takes as input the
+    /// Runs as [`Self::forward`] does, but adds `residual` `[N, H', W', out]` before the activation, and takes as input the
     /// channels of several maps, one after the other, which only 1x1 kernels can.
     pub(crate) fn forward_add(
         &self,
@@ -168,7 +168,7 @@ impl Conv2d {
         self.run(&[input], None, out, channel)
     }
 
-    /// Output size for an input of `size`.
+    /// Returns the output size for an input of `size`.
     pub(crate) fn output(&self, size: Size) -> Result<Size> {
         self.window.output(size)
     }
@@ -253,7 +253,7 @@ impl Depthwise {
         Self::for_level(SimdLevel::best(), weight, bias, window, activation)
     }
 
-    /// As [`Self::new`], with the given vector instructions.
+    /// Builds as [`Self::new`] does, with the given vector instructions.
     fn for_level(
         level: SimdLevel,
         weight: &Tensor,
@@ -271,12 +271,12 @@ impl Depthwise {
         Ok(Self { level, weight: taps_first(weight)?, bias: bias.to_vec1()?, activation, window })
     }
 
-    /// Output size for an input of `size`.
+    /// Returns the output size for an input of `size`.
     pub(crate) fn output(&self, size: Size) -> Result<Size> {
         self.window.output(size)
     }
 
-    /// `[N, H, W, C]` to `[N, H', W', C]`.
+    /// Convolves `[N, H, W, C]` to `[N, H', W', C]`.
     pub(crate) fn forward(&self, workspace: &mut Workspace, input: &FeatureMap) -> Result<FeatureMap> {
         let channels = self.bias.len();
         if input.channels() != channels {

@@ -25,7 +25,7 @@ impl NativeNetwork {
         Ok(Self { layers, per_image: definition.per_image })
     }
 
-    /// `[N, H, W, C]` to `[N, H', W', C']`.
+    /// Maps `[N, H, W, C]` to `[N, H', W', C']`.
     pub(crate) fn run(&self, workspace: &mut Workspace, x: FeatureMap) -> Result<FeatureMap> {
         let run = |workspace: &mut Workspace, layers: &[(String, Op)], x| {
             layers.iter().try_fold(x, |x, (_, op)| op.replace(workspace, x))
@@ -39,7 +39,7 @@ impl NativeNetwork {
         run(workspace, late, x)
     }
 
-    /// As [`Self::run`]; shows the output of each layer to `observe`, by name.
+    /// Runs as [`Self::run`] does; shows the output of each layer to `observe`, by name.
     pub(crate) fn run_observed(
         &self,
         workspace: &mut Workspace,
@@ -161,7 +161,7 @@ impl Op {
         layers.layers.into_iter().map(|(_, layer)| Self::new(layer)).collect()
     }
 
-    /// Size and channels of the output for an input of this size and so many channels.
+    /// Returns size and channels of the output for an input of this size and so many channels.
     fn output(&self, size: Size, channels: usize) -> Result<(Size, usize)> {
         let point = Size { n: size.n, h: 1, w: 1 };
         Ok(match self {
@@ -180,7 +180,7 @@ impl Op {
         })
     }
 
-    /// `[N, H, W, C]` to `[N, H', W', C']`.
+    /// Maps `[N, H, W, C]` to `[N, H', W', C']`.
     fn forward(&self, workspace: &mut Workspace, input: &ChannelSlice<'_>) -> Result<FeatureMap> {
         match self {
             Self::Conv(conv) => conv.forward(workspace, input.clone()),
@@ -209,7 +209,7 @@ impl Op {
         }
     }
 
-    /// As [`Self::forward`], and recycles the input.
+    /// Runs as [`Self::forward`] does, and recycles the input.
     pub(crate) fn replace(&self, workspace: &mut Workspace, mut input: FeatureMap) -> Result<FeatureMap> {
         match self {
             Self::Sequence(ops) => ops.iter().try_fold(input, |x, op| op.replace(workspace, x)),
@@ -297,7 +297,7 @@ struct BranchOutputs {
     others: Option<FeatureMap>,
 }
 
-/// The weights of a layer that can be merged into an entry.
+/// Returns the weights of a layer that can be merged into an entry.
 fn pointwise(layer: &Layer) -> Result<Option<Weights>> {
     let weights = match layer {
         Layer::Conv(conv) if conv.is_pointwise() => Weights::of_conv(conv)?,
@@ -363,7 +363,7 @@ impl Branches {
         Ok(Self { entry, branches: compiled })
     }
 
-    /// Size and channels of each branch's output.
+    /// Returns size and channels of each branch's output.
     fn outputs(&self, size: Size, channels: usize) -> Result<Vec<(Size, usize)>> {
         let output = |branch: &Branch| {
             let channels = branch.entry.as_ref().map_or(channels, Range::len);

@@ -16,7 +16,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()
 }
 
-/// `channels_first` is what candle says; sums of `depth` products may be a few roundings apart.
+/// Asserts that `got` is near `channels_first`, candle's result: sums of `depth` products may be a few roundings apart.
 fn assert_close(got: &FeatureMap, channels_first: &Tensor, what: &str) {
     let want = channels_first.permute((0, 2, 3, 1)).unwrap().contiguous().unwrap();
     let got = got.to_tensor().unwrap();

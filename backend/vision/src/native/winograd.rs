@@ -92,7 +92,7 @@ impl WinogradWeights {
     }
 }
 
-/// G g of three weights in a line.
+/// Returns G g of three weights in a line.
 fn transformed_weights(side: usize, [a, b, c]: [f64; 3]) -> Vec<f64> {
     if side == 2 {
         return vec![a, (a + b + c) / 2.0, (a - b + c) / 2.0, c];
@@ -141,7 +141,7 @@ impl WinogradConv<'_> {
         }
     }
 
-    /// Image, row and column of the first output pixel of a tile.
+    /// Returns image, row and column of the first output pixel of a tile.
     fn place(&self, tile: usize) -> (usize, usize, usize) {
         let side = self.weights.side;
         let (rows, columns) = (self.output.h.div_ceil(side), self.output.w.div_ceil(side));
@@ -366,7 +366,7 @@ fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
     }
 }
 
-/// B^T d of the values in a line.
+/// Returns B^T d of the values in a line.
 #[inline(always)]
 fn differences<S: Simd, const T: usize>(simd: S, d: [S::f32s; T]) -> [S::f32s; T] {
     let mut to = d;
@@ -389,7 +389,7 @@ fn differences<S: Simd, const T: usize>(simd: S, d: [S::f32s; T]) -> [S::f32s; T
     to
 }
 
-/// A^T m of the values in a line.
+/// Returns A^T m of the values in a line.
 #[inline(always)]
 fn joined<S: Simd, const O: usize, const T: usize>(simd: S, m: [S::f32s; T]) -> [S::f32s; O] {
     let (sum, difference) = (simd.add_f32s(m[1], m[2]), simd.sub_f32s(m[1], m[2]));
@@ -418,7 +418,7 @@ struct Product<'a> {
 }
 
 impl Tiled for Product<'_> {
-    /// `M` tiles from the `first` on by `V` vectors of channels.
+    /// Computes `M` tiles from the `first` on by `V` vectors of channels.
     #[inline(always)]
     #[expect(clippy::indexing_slicing, reason = "what is beyond the buffers panics")]
     fn tile<S: RegisterTile, const M: usize, const V: usize>(&self, simd: S, first: usize, channel: usize) {

@@ -8,7 +8,7 @@ use facepipe_vision::{DecodeLimits, decode_image};
 use image::RgbImage;
 use serde_json::Value;
 
-/// `r` of element `i` of the tensor `name`: in [-1, 1).
+/// Returns `r` of element `i` of the tensor `name`: in [-1, 1).
 fn formula(name: &str, i: u64) -> f64 {
     let hash =
         name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
@@ -26,12 +26,12 @@ fn formula_tensor(name: &str, shape: &[usize], from: impl Fn(f64) -> f64) -> Ten
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
-/// The input tensor `name`.
+/// Returns the input tensor `name`.
 pub fn formula_input(name: &str, shape: &[usize]) -> Tensor {
     formula_tensor(name, shape, |r| r)
 }
 
-/// Formula weights for a state dict `{name: shape}`, without its counters.
+/// Returns formula weights for a state dict `{name: shape}`, without its counters.
 pub fn formula_weights(state_dict: &Value) -> Vec<(String, Tensor)> {
     let entries = state_dict.as_object().unwrap().iter();
     entries
@@ -63,7 +63,7 @@ pub fn cosine(a: &[f32], b: &[f64]) -> f64 {
     dot / (length(a.iter().map(|v| f64::from(*v).powi(2)).sum()) * length(b.iter().map(|v| v * v).sum()))
 }
 
-/// A picture of the test data, decoded as the backend does.
+/// Reads a picture of the test data, decoded as the backend does.
 pub fn picture(path: &std::path::Path) -> RgbImage {
     decode_image(&std::fs::read(path).unwrap(), &DecodeLimits::default()).unwrap()
 }

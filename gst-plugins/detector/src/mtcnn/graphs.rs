@@ -143,7 +143,7 @@ impl<'a> Graph<'a> {
         output
     }
 
-    /// Convolution and PReLU; `[out, in, side]`.
+    /// Adds a convolution and PReLU; `[out, in, side]`.
     fn convolution(&mut self, x: &str, number: &str, [out, inputs, side]: [usize; 3]) -> Result<String> {
         let [weight, bias] = [format!("conv{number}.weight"), format!("conv{number}.bias")];
         self.plain_weight(&weight, &[out, inputs, side, side])?;
@@ -154,14 +154,14 @@ impl<'a> Graph<'a> {
         Ok(self.inner("PRelu", &[&x, &slopes], &[]))
     }
 
-    /// Maximum over squares of `side` pixels, every two pixels, also where the last ones reach beyond the edge.
+    /// Adds the maximum over squares of `side` pixels, every two pixels, also where the last ones reach beyond the edge.
     fn pool(&mut self, x: &str, side: u64) -> String {
         let attributes: [(&str, &[u64]); 3] =
             [("kernel_shape", &[side, side]), ("strides", &[2, 2]), ("ceil_mode", &[1])];
         self.inner("MaxPool", &[x], &attributes)
     }
 
-    /// A 1x1 convolution without an activation; `[out, in]`.
+    /// Adds a 1x1 convolution without an activation; `[out, in]`.
     fn head_map(&mut self, x: &str, name: &str, [out, inputs]: [usize; 2]) -> Result<String> {
         let [weight, bias] = [format!("{name}.weight"), format!("{name}.bias")];
         self.plain_weight(&weight, &[out, inputs, 1, 1])?;
@@ -169,7 +169,7 @@ impl<'a> Graph<'a> {
         Ok(self.inner("Conv", &[x, &weight, &bias], &[]))
     }
 
-    /// A dense layer over a whole map, which was trained on columns before rows before channels; `[out, in]`.
+    /// Adds a dense layer over a whole map, which was trained on columns before rows before channels; `[out, in]`.
     fn dense(&mut self, x: &str, number: &str, [out, inputs]: [usize; 2]) -> Result<String> {
         let x = self.inner("Transpose", &[x], &[("perm", &[0, 3, 2, 1])]);
         let x = self.inner("Flatten", &[&x], &[("axis", &[1])]);
@@ -239,13 +239,13 @@ fn value_info(name: &str, shape: &[Dim]) -> Vec<u8> {
     info
 }
 
-/// A field of the wire type 0.
+/// Appends a field of the wire type 0.
 fn put_number(message: &mut Vec<u8>, field: u64, value: u64) {
     push_varint(message, field << 3);
     push_varint(message, value);
 }
 
-/// A field of the wire type 2: text, bytes or a message.
+/// Appends a field of the wire type 2: text, bytes or a message.
 fn put_bytes(message: &mut Vec<u8>, field: u64, value: &[u8]) {
     push_varint(message, (field << 3) | 2);
     push_varint(message, value.len() as u64);

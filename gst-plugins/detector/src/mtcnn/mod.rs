@@ -395,7 +395,7 @@ enum Overlap {
     Smaller,
 }
 
-/// Non-maximum suppression: of boxes that overlap by more than `threshold`, keeps the one with the highest score.
+/// Keeps, of boxes that overlap by more than `threshold` (non-maximum suppression), the one with the highest score.
 fn suppress(mut candidates: Vec<Candidate>, threshold: f32, overlap: Overlap) -> Vec<Candidate> {
     candidates.sort_by(by_score);
     let mut kept: Vec<Candidate> = Vec::new();
@@ -408,7 +408,7 @@ fn suppress(mut candidates: Vec<Candidate>, threshold: f32, overlap: Overlap) ->
 }
 
 impl Overlap {
-    /// With the last row and column included, as the networks' boxes count them.
+    /// Returns the overlap, with the last row and column included, as the networks' boxes count them.
     fn of(self, a: &BoundingBox<f32>, b: &BoundingBox<f32>) -> f64 {
         let inclusive = |area: &BoundingBox<f32>| BoundingBox {
             right: area.right + 1.0,

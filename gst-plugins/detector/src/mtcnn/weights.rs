@@ -328,7 +328,7 @@ fn storage(id: &Value) -> Result<Rc<str>> {
     Err("a tensor names no storage".to_owned())
 }
 
-/// The two things that the pickle of a state dict calls.
+/// Evaluates a call; the pickle of a state dict calls two functions.
 fn call(function: &Value, arguments: &Value) -> Result<Value> {
     let (Value::Global(function), Value::Tuple(arguments)) = (function, arguments) else {
         return Err("its pickle calls what cannot be called".to_owned());

@@ -49,7 +49,7 @@ pub fn rgb_frame(picture: &RgbImage) -> Frame<'_> {
     Frame::rgb(picture, picture.width(), picture.height()).unwrap()
 }
 
-/// Kr and Kb of ITU-R BT.601 and BT.709.
+/// Returns Kr and Kb of ITU-R BT.601 and BT.709.
 pub fn luma_weights(matrix: ColorMatrix) -> (f64, f64) {
     match matrix {
         ColorMatrix::Bt601 => (0.299, 0.114),
@@ -57,7 +57,7 @@ pub fn luma_weights(matrix: ColorMatrix) -> (f64, f64) {
     }
 }
 
-/// Y'CbCr of one pixel by the definition in ITU-R BT.601 and BT.709, not yet rounded.
+/// Returns Y'CbCr of one pixel by the definition in ITU-R BT.601 and BT.709, not yet rounded.
 pub fn to_ycbcr(rgb: [f64; 3], matrix: ColorMatrix, range: ColorRange) -> [f64; 3] {
     let (kr, kb) = luma_weights(matrix);
     let [r, g, b] = rgb.map(|v| v / 255.0);
@@ -169,7 +169,7 @@ impl Planes {
         Self { format, width, height, planes, strides, matrix, range, site, eight_bit: None }
     }
 
-    /// The same with 10 bits per sample; the lowest bit is noise that rounding removes.
+    /// Returns the same with 10 bits per sample; the lowest bit is noise that rounding removes.
     fn widened(self, format: PixelFormat, padding: usize) -> Self {
         let (width, height) = (self.width as usize, self.height as usize);
         let mut planes = Vec::new();
