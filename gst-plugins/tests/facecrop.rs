@@ -22,6 +22,7 @@ use gstfacepipe::{
     track_events,
 };
 use image::RgbImage;
+use uuid::Uuid;
 
 fn harness(info: &VideoInfo, properties: &str) -> Harness {
     init();
@@ -522,6 +523,29 @@ fn a_track_sends_a_first_picture_then_better_ones_and_the_best_at_its_end() {
     // The end of the stream ends the second.
     assert!(harness.push_event(gst::event::Eos::new()));
     assert_eq!(pictures(&mut harness), [(2, 64)]);
+}
+
+#[test]
+fn another_run_of_the_tracker_ends_the_tracks_of_the_one_before() {
+    let info = info(VideoFormat::Rgb, 320, 240);
+    let mut harness = harness(&info, "");
+    let [first, second] = [7, 8].map(|id| track_events::track_run(Uuid::from_u128(id)));
+    assert!(harness.push_event(first.clone()));
+    assert_eq!(shots(&mut harness, &info, 0, &[tracked(1, 60)]), [(1, 60)]);
+    assert_eq!(shots(&mut harness, &info, 40, &[tracked(1, 64)]), [], "waits for the end of the track");
+    assert!(harness.push_event(first));
+    assert_eq!(pictures(&mut harness), [], "the same run goes on");
+    // Another segment, as after a start of the elements upstream.
+    assert!(harness.push_event(gst::event::Segment::new(&gst::FormattedSegment::<gst::ClockTime>::new())));
+    events(&mut harness, gst::EventType::CustomDownstreamSticky);
+    assert!(harness.push_event(second));
+    let best = harness.try_pull().expect("the best picture of the first run");
+    let face = roi::crop_metadata(&best).unwrap().face;
+    assert_eq!((face.track_id, face.bounding_box.width()), (Some(1), 64));
+    assert_eq!(best.pts(), None, "no frame of this segment came yet");
+    assert_eq!(events(&mut harness, gst::EventType::CustomDownstreamSticky).len(), 1, "is forwarded");
+    // The same number is another track: its first picture is sent though it is worse than those before.
+    assert_eq!(shots(&mut harness, &info, 80, &[tracked(1, 60)]), [(1, 60)]);
 }
 
 #[test]

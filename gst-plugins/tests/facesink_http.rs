@@ -408,6 +408,29 @@ fn raw_video_is_cropped_as_facecrop_does() {
 }
 
 #[test]
+fn best_shots_of_a_run_are_sent_with_its_id_when_another_run_begins() {
+    let server = Server::answering([Answer::status(201)]);
+    let mut sink = Sink::start(&server.url(), "batch-size=1");
+    let info = info(VideoFormat::Rgb, 320, 240);
+    sink.harness.set_src_caps(info.to_caps().unwrap());
+    sink.harness.play();
+    let runs = [7, 8].map(Uuid::from_u128);
+    let noise = |x: u32, y: u32| [((x / 2 * 7919 + y / 2 * 104_729) % 251) as u8; 3];
+    for (run, milliseconds, size) in [(runs[0], 0, 60), (runs[0], 40, 64), (runs[1], 80, 60)] {
+        sink.harness.push_event(track_events::track_run(run));
+        let tracked = FaceRegion { track_id: Some(1), ..face(20, 20, size, size) };
+        sink.harness.push(with_faces(packed_frame(&info, noise), milliseconds, &[tracked])).unwrap();
+    }
+    sink.eos();
+    let mut received: Vec<(String, String)> =
+        server.received().iter().map(|request| (request.field("run_id"), request.field("box"))).collect();
+    received.sort();
+    let [first, second] = runs.map(upload::encode_uuid);
+    let expected = [(first.clone(), "20,20,80,80"), (first, "20,20,84,84"), (second, "20,20,80,80")];
+    assert_eq!(received, expected.map(|(run, bounds)| (run, bounds.to_owned())));
+}
+
+#[test]
 fn crop_properties_apply_to_raw_video() {
     let server = Server::answering([Answer::status(201)]);
     let mut sink = Sink::start(&server.url(), "margin=0 min-size=60 max-size=40 quality=50");

@@ -5,6 +5,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use gst::{glib, prelude::*, subclass::prelude::*};
 use gst_video::{VideoInfo, VideoMeta};
+use uuid::Uuid;
 
 use crate::{
     crop_pipeline::{Counts, CropPipeline, CropPipelineSettings, InputFrame, Shot},
@@ -23,7 +24,9 @@ struct State {
     info: Option<VideoInfo>,
     segment: Option<gst::Segment>,
     crop_pipeline: CropPipeline,
-    /// Timestamp of the last frame: that of crops that are sent later than their own frame.
+    /// The run that track ids belong to, once a tracker has announced it.
+    run: Option<Uuid>,
+    /// Timestamp of the last frame of the segment: that of crops that are sent later than their own frame.
     position: Option<gst::ClockTime>,
     watch: MissingDetectorWarning,
 }
@@ -61,7 +64,7 @@ impl FaceCrop {
     fn shots(&self, buffer: &gst::BufferRef) -> Result<Vec<Shot>, gst::FlowError> {
         let settings = *self.settings();
         let mut state = self.state();
-        let State { info, segment, crop_pipeline, position, watch } = &mut *state;
+        let State { info, segment, crop_pipeline, position, watch, .. } = &mut *state;
         let info = info.as_ref().ok_or(gst::FlowError::NotNegotiated)?;
         *position = buffer.pts().or(*position);
         let element = self.obj();
@@ -126,7 +129,11 @@ impl FaceCrop {
         let mut flow = Ok(gst::FlowSuccess::Ok);
         match event.view() {
             gst::EventView::Caps(caps) => return self.set_caps(caps.caps()),
-            gst::EventView::Segment(segment) => self.state().segment = Some(segment.segment().clone()),
+            gst::EventView::Segment(segment) => {
+                let mut state = self.state();
+                state.segment = Some(segment.segment().clone());
+                state.position = None;
+            }
             gst::EventView::FlushStop(_) => {
                 let mut state = self.state();
                 state.segment = None;
@@ -147,6 +154,14 @@ impl FaceCrop {
                 self.state().watch.handle_event(&event);
                 if let Some(tracks) = track_events::ended_tracks(&event) {
                     flow = self.end(Some(&tracks));
+                }
+            }
+            gst::EventView::CustomDownstreamSticky(_) => {
+                // A tracker that starts again numbers its tracks from the beginning.
+                if let Some(run) = track_events::announced_run(&event)
+                    && self.state().run.replace(run).is_some_and(|before| before != run)
+                {
+                    flow = self.end(None);
                 }
             }
             _ => {}

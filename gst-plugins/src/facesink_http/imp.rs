@@ -184,6 +184,16 @@ impl FaceSinkHttp {
         Ok(new_crop(encoded, settings.encoding, camera, run, captured_at, Some(metadata)))
     }
 
+    /// Ends the tracks of the run before: a tracker that starts again numbers its tracks from the beginning.
+    fn begin_run(&self, run: Uuid) {
+        if self.state().as_ref().is_some_and(|state| state.run != run) {
+            self.end_tracks(None);
+        }
+        if let Some(state) = self.state().as_mut() {
+            state.run = run;
+        }
+    }
+
     /// Queues the best shots of tracks that ended: of these, or of all.
     fn end_tracks(&self, tracks: Option<&[i32]>) {
         let settings = self.settings().crop;
@@ -493,9 +503,8 @@ impl BaseSinkImpl for FaceSinkHttp {
                 }
             }
             gst::EventType::CustomDownstreamSticky => {
-                if let (Some(run), Some(state)) = (track_events::announced_run(&event), self.state().as_mut())
-                {
-                    state.run = run;
+                if let Some(run) = track_events::announced_run(&event) {
+                    self.begin_run(run);
                 }
             }
             gst::EventType::FlushStop => {
