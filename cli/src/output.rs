@@ -49,3 +49,26 @@ pub fn table<const N: usize>(headings: [&str; N], rows: impl IntoIterator<Item =
     }
     line(table.trim_fmt());
 }
+
+/// Quotes a word for a shell if needed.
+pub fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=+,@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn special_characters_are_quoted_for_a_shell() {
+        assert_eq!(quoted("http://127.0.0.1:8080"), "http://127.0.0.1:8080");
+        assert_eq!(quoted("Ada Lovelace"), "'Ada Lovelace'");
+        assert_eq!(quoted("$(id); O'Hara"), r"'$(id); O'\''Hara'");
+        assert_eq!(quoted(""), "''");
+    }
+}

@@ -78,7 +78,7 @@ pub async fn begin_and_wait(client: &Client, full: bool) -> Result<Option<Job>> 
 /// # Errors
 /// The server cannot be reached, or the job failed or was cancelled.
 pub async fn wait_for(client: &Client, mut job: Job) -> Result<Option<Job>> {
-    let bar = progress::bar(0, "Training");
+    let bar = progress::bar(0, label(&job));
     while !job.status.is_finished() {
         if let Some(total) = job.progress.images_total {
             bar.set_length(total);
@@ -101,6 +101,17 @@ pub async fn wait_for(client: &Client, mut job: Job) -> Result<Option<Job>> {
             let why = job.error.as_ref().map(|error| format!(": {} ({})", error.message, error.code));
             bail!("job {} {}{}", job.job_id, job.status.as_str(), why.unwrap_or_default())
         }
+    }
+}
+
+/// Returns what a job does, for its progress bar.
+fn label(job: &Job) -> &'static str {
+    match job.kind.as_str() {
+        "optimized-train" | "train" => "Training",
+        "generate-emb" => "Embedding",
+        "recluster-unknowns" => "Grouping",
+        "search-past" => "Searching",
+        _ => "Working",
     }
 }
 

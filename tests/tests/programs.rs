@@ -356,7 +356,7 @@ fn strangers_are_added_to_the_cohort_from_any_folder_and_erased() {
     environment
         .run(&["cohort", "add", &folder, "--after", "nowhere.jpg"])
         .expect(2, &["--after nowhere.jpg", "no such picture"]);
-    environment.run(&["cohort", "show"]).expect(0, &["5 embeddings", "60.00 %", "mobilefacenet", "uploaded"]);
+    environment.run(&["cohort", "show"]).expect(0, &["5 embeddings", "60.0 %", "mobilefacenet", "uploaded"]);
 
     environment.run(&["cohort", "clear"]).expect(2, &["The whole cohort", "--yes"]);
     environment
@@ -393,6 +393,29 @@ fn detections_are_followed_as_they_arrive() {
         assert_eq!((&line["camera_id"], &line["face_id"]), (&camera.into(), &Value::Null));
     }
     assert!(messages.next().unwrap().unwrap().contains("back"));
+    // What gets a name later comes again, once.
+    let mut unknown = None;
+    wait_until("the three pictures are one group", || {
+        let unknowns = environment.json(&["unknowns", "list", "--min-faces", "3"]);
+        unknown = unknowns[0]["unknown_id"].as_str().map(str::to_owned);
+        unknown.is_some()
+    });
+    environment
+        .run(&["unknowns", "name", &unknown.unwrap(), "Tony_Blair"])
+        .expect(0, &["3 detections named"]);
+    let mut corrected: Vec<Value> =
+        (0..3).map(|_| serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap()).collect();
+    corrected.sort_by_key(|line| line["id"].as_i64());
+    for (line, camera) in corrected.iter().zip(["gate-1", "gate-2", "gate-3"]) {
+        assert_eq!((&line["camera_id"], &line["face_id"]), (&camera.into(), &"Tony_Blair".into()));
+        assert!(line["revision"].is_i64(), "{line}");
+    }
+    let visit = environment.photographs("gate-4", "Tony_Blair", &[4]);
+    environment
+        .run(&["recognize", "folder", visit.to_str().unwrap(), "--store", "--camera-id", "gate-4"])
+        .expect(0, &[]);
+    let line: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+    assert_eq!(line["camera_id"], "gate-4");
     interrupt(&following);
     assert!(lines.next().is_none());
     assert_eq!(following.wait().unwrap().code(), Some(130));

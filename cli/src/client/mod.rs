@@ -375,8 +375,11 @@ impl Client {
         accept: bool,
     ) -> Result<JudgedProposals, ClientError> {
         let operation = if accept { &operation::ACCEPT_PROPOSALS } else { &operation::REFUSE_PROPOSALS };
-        let body = Body::Json(json!({ "person_id": person_id, "min_score": min_score }));
-        self.transport.call(operation, &[], &[], body).await
+        let mut body = json!({ "person_id": person_id });
+        if let Some(min_score) = min_score {
+            body["min_score"] = min_score.into();
+        }
+        self.transport.call(operation, &[], &[], Body::Json(body)).await
     }
 
     /// Has lists leave out an unknown person, or not.

@@ -376,10 +376,10 @@ pub struct Cohort {
     pub total: u64,
     /// Smallest false positive identification rate that the cohort can show; none for fewer than 3 embeddings.
     pub measurable_fpir: Option<f64>,
-    /// The rate for which trainings calibrate; none from older servers.
-    pub target_fpir: Option<f64>,
-    /// Whether the cohort can show that rate; none from older servers.
-    pub large_enough: Option<bool>,
+    /// The rate for which trainings calibrate.
+    pub target_fpir: f64,
+    /// Whether the cohort can show that rate.
+    pub large_enough: bool,
     /// By embedder and source.
     pub groups: Vec<CohortGroup>,
     /// Whether unknown faces of the cameras are added.
@@ -826,8 +826,7 @@ pub struct UnknownDetails {
     pub unknown: Unknown,
     /// Newest first.
     pub detections: Vec<Detection>,
-    /// Newest first; absent from servers that keep none.
-    #[serde(default)]
+    /// Newest first; empty where the server keeps none.
     pub pictures: Vec<UnknownPicture>,
     /// Page metadata.
     pub meta: PageMeta,

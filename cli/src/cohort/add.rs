@@ -14,7 +14,6 @@ use serde::Serialize;
 use crate::{
     client::{AddedToCohort, Client, ClientError, CohortOutcome, ErrorDetail},
     connection::Target,
-    demo::suggestions::quoted,
     digest,
     enroll::{ImageResult, UploadOutcome},
     exit::{self, Failure, Outcome},
@@ -148,8 +147,8 @@ async fn send(
     if report.left > 0
         && let Some(last) = report.images.last()
     {
-        let folder = quoted(&options.folder.display().to_string());
-        eprintln!("Go on with: facepipe cohort add {folder} --after {}", quoted(&last.file));
+        let folder = output::quoted(&options.folder.display().to_string());
+        eprintln!("Go on with: facepipe cohort add {folder} --after {}", output::quoted(&last.file));
     }
     if let Some(failure) = failure {
         return Err(failure.into());

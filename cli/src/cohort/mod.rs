@@ -6,6 +6,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::{
+    calibration::percent,
     client::Cohort,
     connection::Target,
     exit::{self, Outcome},
@@ -148,18 +149,16 @@ fn print(cohort: Cohort) {
             ]
         });
         if let Some(rate) = measurable_fpir {
-            let rate = rate * 100.0;
             output::line(format!(
-                "Enough to calibrate for a share of {rate:.2} % of strangers who get a name, or more"
+                "Enough to calibrate for a share of {} of strangers who get a name, or more",
+                percent(rate)
             ));
         }
-        if let (Some(target), Some(large_enough)) = (target_fpir, large_enough) {
-            output::line(format!(
-                "{} for the server's target of {:.2} % (FACEPIPE_TARGET_FPIR)",
-                if large_enough { "Large enough" } else { "Too small" },
-                target * 100.0
-            ));
-        }
+        output::line(format!(
+            "{} for the server's target of {} (FACEPIPE_TARGET_FPIR)",
+            if large_enough { "Large enough" } else { "Too small" },
+            percent(target_fpir)
+        ));
         output::table(["Embedder", "Source", "Embeddings", "Oldest", "Newest", ""], rows);
     }
     let kept = camera_max_age_days.map_or_else(String::new, |days| format!(", for {days} days"));

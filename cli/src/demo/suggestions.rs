@@ -2,22 +2,14 @@
 
 use std::{env, path::Path};
 
+use crate::output::quoted;
+
 /// A suggested command.
 pub struct Suggestion {
     /// The command line.
     pub command: String,
     /// What it does.
     pub description: &'static str,
-}
-
-/// Quotes a word for a shell if needed.
-pub fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=+,@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        text.to_owned()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
-    }
 }
 
 fn line(program: &str, arguments: &[&str]) -> String {
@@ -119,17 +111,4 @@ pub fn without_backend_suggestions(demo_arguments: &[String], video: &Path, out:
             description: "the faces of the video as files",
         },
     ]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn special_characters_are_quoted_for_a_shell() {
-        assert_eq!(quoted("http://127.0.0.1:8080"), "http://127.0.0.1:8080");
-        assert_eq!(quoted("Ada Lovelace"), "'Ada Lovelace'");
-        assert_eq!(quoted("$(id); O'Hara"), r"'$(id); O'\''Hara'");
-        assert_eq!(quoted(""), "''");
-    }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::{
     client::{AddedImage, Client, ClientError, EnrolmentWarning, FaceChoice, FaceQuality},
-    digest, interrupt, pictures,
+    digest, interrupt, output, pictures,
 };
 
 /// Outcome of a picture.
@@ -188,7 +188,8 @@ impl Uploader<'_> {
             self.may_be_another_face(outcome).then(|| {
                 format!(
                     "the picture is enrolled already, perhaps with another face; to choose again: facepipe people show \
-                     {person:?}, facepipe images delete ID, and the same command"
+                     -- {}, facepipe images delete ID, and the same command",
+                    output::quoted(person)
                 )
             })
         };

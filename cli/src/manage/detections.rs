@@ -1,13 +1,16 @@
 //! `facepipe detections`: lists, follows, shows and erases detections.
 
-use std::{mem, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    mem,
+    time::Duration,
+};
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use serde_json::json;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{MAX_PAGE, collect_pages, confirmed, counted, percent};
+use super::{DEFAULT_NUMBER, MAX_PAGE, Query, collect_pages, confirmed, counted, erase_each, percent};
 use crate::{
     client::{Client, ClientError, Detection},
     connection::Target,
@@ -17,9 +20,6 @@ use crate::{
 
 /// Polling interval of `--follow`.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Default number of detections listed.
-const DEFAULT_NUMBER: usize = 20;
 
 /// Lists who was seen where and when; follows new detections; shows and erases single ones.
 #[derive(Debug, Args)]
@@ -34,7 +34,8 @@ Examples:
 
 --follow prints detections in order of arrival: those that a camera kept while
 offline appear when they arrive. One whose person later crops of its track
-changed appears again, marked as corrected.
+changed appears again, marked as corrected; with --person, also one that was
+printed and is somebody else's now.
 
 {}", exit::HELP))]
 pub struct Options {
@@ -157,27 +158,7 @@ async fn delete(options: &Options, client: &Client, ids: &[i64], yes: bool) -> R
         output::line("Nothing was erased.");
         return Ok(Outcome::Done);
     }
-    let (mut erased, mut missing) = (Vec::new(), Vec::new());
-    for id in ids {
-        if interrupt::requested() {
-            break;
-        }
-        let list = if client.erase_detection(*id).await? { &mut erased } else { &mut missing };
-        list.push(*id);
-        if !options.target.json {
-            output::line(format!("{id} {}", if missing.contains(id) { "is not there" } else { "is erased" }));
-        }
-    }
-    if options.target.json {
-        output::json(&json!({ "erased": erased, "not_found": missing }))?;
-    }
-    Ok(if erased.len() + missing.len() < ids.len() {
-        Outcome::Interrupted
-    } else if missing.is_empty() {
-        Outcome::Done
-    } else {
-        Outcome::Partial
-    })
+    erase_each(ids, options.target.json, async |id| client.erase_detection(*id).await).await
 }
 
 fn not_found(id: i64) -> Failure {
@@ -185,6 +166,8 @@ fn not_found(id: i64) -> Failure {
 }
 
 async fn list(options: &Options, client: &Client) -> Result<Outcome> {
+    // Before the list, which has every correction until then.
+    let revision = if options.follow { latest_revision(client).await? } else { None };
     let mut newest = collect_pages(options.number.unwrap_or(DEFAULT_NUMBER), move |mut query| async move {
         query.extend(options.filters());
         query.extend(options.from.clone().map(|time| ("from", time)));
@@ -208,15 +191,25 @@ async fn list(options: &Options, client: &Client) -> Result<Outcome> {
     for detection in &newest {
         print_row(options, detection)?;
     }
-    follow(options, client, &newest).await
+    let person = match &options.person {
+        Some(name) => Some(client.person_id(name).await?),
+        None => None,
+    };
+    let mut printed = Printed { person, revision, ..Printed::default() };
+    newest.iter().for_each(|detection| printed.add(detection));
+    follow(options, client, &newest, printed).await
 }
 
-/// Prints new detections until Ctrl-C.
-async fn follow(options: &Options, client: &Client, shown: &[Detection]) -> Result<Outcome> {
+/// Prints new detections and corrected ones until Ctrl-C.
+async fn follow(
+    options: &Options,
+    client: &Client,
+    shown: &[Detection],
+    mut printed: Printed,
+) -> Result<Outcome> {
     // The list is ordered by capture time, `after` by arrival: skip what arrived before the latest one shown.
     let mut after = shown.iter().map(|detection| detection.id).max().unwrap_or(0);
     let latest = shown.iter().filter_map(|detection| moment(&detection.received_at)).max();
-    let mut corrections = Some(shown.iter().filter_map(|detection| detection.revision).max().unwrap_or(0));
     let mut is_server_away = false;
     while !interrupt::requested() {
         let mut query = options.filters();
@@ -243,13 +236,10 @@ async fn follow(options: &Options, client: &Client, shown: &[Detection]) -> Resu
             after = after.max(detection.id);
             if is_since(&detection.received_at, latest) {
                 print_row(options, &detection)?;
+                printed.add(&detection);
             }
         }
-        if let Some(revision) = corrections {
-            let are_more;
-            (corrections, are_more) = print_corrections(options, client, revision, after, latest).await?;
-            is_full |= are_more;
-        }
+        is_full |= print_corrections(options, client, &mut printed, after).await?;
         if !is_full {
             pause().await;
         }
@@ -257,38 +247,107 @@ async fn follow(options: &Options, client: &Client, shown: &[Detection]) -> Resu
     Ok(Outcome::Interrupted)
 }
 
-/// Prints detections up to `printed` whose person has changed since the revision `after` and since `latest`. Returns the last
-/// revision, none from a server that predates revisions; and whether there may be more at once.
+/// Prints detections up to the id `after` whose person has changed. Returns whether there may be more at once.
 async fn print_corrections(
     options: &Options,
     client: &Client,
-    mut after: i64,
-    printed: i64,
-    latest: Option<OffsetDateTime>,
-) -> Result<(Option<i64>, bool)> {
-    let mut query = options.filters();
-    query.push(("revised_after", after.to_string()));
+    printed: &mut Printed,
+    after: i64,
+) -> Result<bool> {
+    let Some(revision) = printed.revision else { return Ok(false) };
+    // Of all people: the name may have been taken away.
+    let mut query = options.places();
+    query.push(("revised_after", revision.to_string()));
     query.push(("limit", MAX_PAGE.to_string()));
     let page = match client.detections(&query).await {
         Ok(page) => page.detections,
         // The next call says so.
-        Err(ClientError::Unreachable { .. }) => return Ok((Some(after), false)),
-        Err(ClientError::Refused { code, .. }) if code == "invalid_query" => return Ok((None, false)),
+        Err(ClientError::Unreachable { .. }) => return Ok(false),
         Err(error) => return Err(error.into()),
     };
-    let start = after;
     let is_full = page.len() >= MAX_PAGE;
     for detection in page {
-        after = after.max(detection.revision.unwrap_or(after));
-        // A later one is printed with its present person.
-        let is_new = detection.id <= printed
-            && (latest.is_none() || detection.revised_at.as_deref().is_some_and(|at| is_since(at, latest)));
-        if is_new {
+        if printed.correct(&detection, after) {
             print_row(options, &detection)?;
         }
     }
     // A server that returns no revisions would be asked the same at once, forever.
-    Ok((Some(after), is_full && after > start))
+    Ok(is_full && printed.revision > Some(revision))
+}
+
+/// What was printed, as far as it decides what is printed next.
+#[derive(Debug, Default)]
+struct Printed {
+    /// Id of the only person to be followed.
+    person: Option<String>,
+    /// The last revision that was read; none from a server that predates revisions.
+    revision: Option<i64>,
+    /// Detections that were printed with a later revision than that, and which.
+    ahead: HashMap<i64, i64>,
+    /// Detections that were printed as the person's.
+    of_person: HashSet<i64>,
+}
+
+impl Printed {
+    /// Records a detection that is printed since it is new.
+    fn add(&mut self, detection: &Detection) {
+        if let Some(revision) = detection.revision.filter(|revision| Some(*revision) > self.revision) {
+            self.ahead.insert(detection.id, revision);
+        }
+        if self.person.is_some() {
+            self.of_person.insert(detection.id);
+        }
+    }
+
+    /// Records a correction. Returns whether it is to be printed: not a second time, and not before the detection itself, which
+    /// comes with its present person; only if it is, or was printed as, the person's.
+    fn correct(&mut self, detection: &Detection, after: i64) -> bool {
+        let Some(revision) = detection.revision else { return false };
+        self.revision = self.revision.max(Some(revision));
+        let is_printed = self.ahead.remove(&detection.id).is_some_and(|printed| printed >= revision);
+        if detection.id > after {
+            return false;
+        }
+        let is_wanted = match &self.person {
+            None => true,
+            Some(person) if detection.person_id.as_ref() == Some(person) => {
+                self.of_person.insert(detection.id);
+                true
+            }
+            Some(_) => self.of_person.remove(&detection.id),
+        };
+        is_wanted && !is_printed
+    }
+}
+
+/// Returns the latest revision of all detections, 0 without one; none from a server that predates revisions.
+async fn latest_revision(client: &Client) -> Result<Option<i64>> {
+    let next = async |after: i64| {
+        let query = vec![("revised_after", after.to_string()), ("limit", "1".to_owned())];
+        let page = client.detections(&query).await?;
+        Ok(page.detections.first().and_then(|detection| detection.revision))
+    };
+    match last_number(next).await {
+        Ok(last) => Ok(Some(last)),
+        Err(ClientError::Refused { code, .. }) if code == "invalid_query" => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Finds the last of positive numbers that can only be asked for the next one after a number, by steps that double until
+/// they go too far, and are halved then. Returns 0 without any.
+async fn last_number(
+    next: impl AsyncFn(i64) -> Result<Option<i64>, ClientError>,
+) -> Result<i64, ClientError> {
+    let (mut last, mut step, mut is_growing) = (0_i64, 1_i64, true);
+    while step > 0 {
+        match next(last.saturating_add(step - 1)).await? {
+            Some(number) => last = last.max(number),
+            None => is_growing = false,
+        }
+        step = if is_growing { step.saturating_mul(2) } else { step / 2 };
+    }
+    Ok(last)
 }
 
 fn moment(time: &str) -> Option<OffsetDateTime> {
@@ -319,8 +378,14 @@ impl Options {
             || !self.filters().is_empty()
     }
 
-    fn filters(&self) -> Vec<(&'static str, String)> {
-        let filters = [("person", &self.person), ("camera", &self.camera), ("location", &self.location)];
+    fn filters(&self) -> Query {
+        let mut filters = self.places();
+        filters.extend(self.person.clone().map(|person| ("person", person)));
+        filters
+    }
+
+    fn places(&self) -> Query {
+        let filters = [("camera", &self.camera), ("location", &self.location)];
         filters.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect()
     }
 }
@@ -360,7 +425,69 @@ fn print_row(options: &Options, detection: &Detection) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use serde_json::{Value, json};
+
     use super::*;
+
+    fn detection(id: i64, person: Option<&str>, revision: Option<i64>) -> Detection {
+        let time = "2024-05-06T07:08:09Z";
+        let revised_at = revision.map_or(Value::Null, |_| time.into());
+        serde_json::from_value(json!({
+            "id": id, "captured_at": time, "received_at": time, "camera_id": "gate-1", "location": "Lobby",
+            "face_id": person, "person_id": person, "threshold": 0.4, "detection_confidence": 0.9,
+            "confidence": null, "score": null, "model_version": null, "track_id": null,
+            "revised_at": revised_at, "revision": revision,
+            "bounding_box": { "left": 0.0, "top": 0.0, "right": 9.0, "bottom": 9.0 },
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn each_correction_is_printed_once() {
+        let mut printed = Printed { revision: Some(5), ..Printed::default() };
+        printed.add(&detection(1, None, None));
+        // It arrived and was revised between two calls: printed with its present person.
+        printed.add(&detection(2, Some("ada"), Some(6)));
+        assert!(!printed.correct(&detection(2, Some("ada"), Some(6)), 2));
+        assert!(printed.correct(&detection(1, Some("ada"), Some(7)), 2));
+        // The next call for arrivals has it.
+        assert!(!printed.correct(&detection(3, Some("ada"), Some(8)), 2));
+        printed.add(&detection(3, Some("ada"), Some(8)));
+        // Printed at the revision 9, and revised once more before that was read.
+        printed.add(&detection(4, Some("ada"), Some(9)));
+        assert!(printed.correct(&detection(4, None, Some(10)), 4));
+        assert!(printed.correct(&detection(2, None, Some(11)), 4));
+        assert_eq!((printed.revision, printed.ahead.len()), (Some(11), 0));
+    }
+
+    #[test]
+    fn a_person_is_followed_also_out_of_the_filter() {
+        let person = Some("ada".to_owned());
+        let mut printed = Printed { person, revision: Some(0), ..Printed::default() };
+        printed.add(&detection(1, Some("ada"), None));
+        assert!(!printed.correct(&detection(2, Some("bob"), Some(1)), 9), "never printed");
+        assert!(printed.correct(&detection(1, None, Some(2)), 9), "the name was taken away");
+        assert!(!printed.correct(&detection(1, Some("bob"), Some(3)), 9), "printed as somebody else's");
+        assert!(printed.correct(&detection(1, Some("ada"), Some(4)), 9), "the name is back");
+        assert!(printed.correct(&detection(2, Some("ada"), Some(5)), 9), "got the name");
+        assert!(printed.correct(&detection(2, Some("bob"), Some(6)), 9), "and lost it again");
+    }
+
+    #[tokio::test]
+    async fn the_latest_revision_is_found_in_few_calls() {
+        for numbers in [vec![], vec![1], vec![1, 2, 3], vec![7, 1_000, 1_001, 40_000], (1..=5_000).collect()]
+        {
+            let calls = Cell::new(0);
+            let next = async |after: i64| {
+                calls.set(calls.get() + 1);
+                Ok(numbers.iter().copied().find(|number| *number > after))
+            };
+            assert_eq!(last_number(next).await.unwrap(), numbers.last().copied().unwrap_or(0));
+            assert!(calls.get() <= 32, "{} calls", calls.get());
+        }
+    }
 
     #[test]
     fn times_with_and_without_fractions_are_compared_as_times() {

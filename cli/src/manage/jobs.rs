@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use super::collect_pages;
+use super::{DEFAULT_NUMBER, collect_pages};
 use crate::{
     client::{Client, Job, JobStatus},
     connection::Target,
@@ -63,9 +63,6 @@ struct List {
     #[arg(long, short, default_value_t = DEFAULT_NUMBER, value_name = "N")]
     number: usize,
 }
-
-/// Default number of jobs listed.
-const DEFAULT_NUMBER: usize = 20;
 
 /// Runs the program.
 ///

@@ -12,11 +12,14 @@ mod trained;
 mod unknowns;
 
 use std::{
+    fmt::Display,
     future::Future,
     io::{self, BufRead, IsTerminal, Write},
 };
 
 use anyhow::Result;
+use serde::Serialize;
+use serde_json::json;
 
 pub use self::{
     cameras::Options as CamerasOptions, detections::Options as DetectionsOptions,
@@ -30,10 +33,17 @@ pub use self::{
     locate::run as locate, people::run as people, proposals::run as proposals, sightings::run as sightings,
     trained::run as trained, unknowns::run as unknowns,
 };
-use crate::{client::ClientError, exit::Failure, interrupt};
+use crate::{
+    client::{Client, ClientError, Job},
+    exit::{Failure, Outcome},
+    interrupt, output, train,
+};
 
 /// Maximum page size of the API.
 const MAX_PAGE: usize = 1000;
+
+/// Default number of entries listed.
+const DEFAULT_NUMBER: usize = 20;
 
 /// Query parameters of a call.
 type Query = Vec<(&'static str, String)>;
@@ -92,4 +102,109 @@ where
         }
     }
     Ok(entries)
+}
+
+/// What became of things that were changed by a call each.
+struct Changes<'a, Id, T> {
+    /// Answers to the calls that changed something.
+    done: Vec<T>,
+    /// Those that are not there.
+    missing: Vec<&'a Id>,
+    /// The error that ended it.
+    failed: Option<ClientError>,
+    /// An interrupt ended it.
+    is_interrupted: bool,
+}
+
+impl<Id, T> Changes<'_, Id, T> {
+    /// Returns the outcome, for when the rest is printed: an error hides nothing of what was done before it.
+    fn outcome(self) -> Result<Outcome> {
+        match self.failed {
+            Some(error) => Err(error.into()),
+            None if self.is_interrupted => Ok(Outcome::Interrupted),
+            None if self.missing.is_empty() => Ok(Outcome::Done),
+            None => Ok(Outcome::Partial),
+        }
+    }
+}
+
+/// Makes a call for each id, until an error or an interrupt. `change` returns none for one that is not there.
+async fn change_each<'a, Id, T>(
+    ids: &'a [Id],
+    change: impl AsyncFn(&'a Id) -> Result<Option<T>, ClientError>,
+) -> Changes<'a, Id, T> {
+    let mut changes = Changes { done: Vec::new(), missing: Vec::new(), failed: None, is_interrupted: false };
+    for id in ids {
+        if interrupt::requested() {
+            changes.is_interrupted = true;
+            break;
+        }
+        match change(id).await {
+            Ok(Some(answer)) => changes.done.push(answer),
+            Ok(None) => changes.missing.push(id),
+            Err(error) => {
+                changes.failed = Some(error);
+                break;
+            }
+        }
+    }
+    changes
+}
+
+/// Erases things by id and prints each as it is erased, or all of them as JSON at the end. `erase` returns false for one that is
+/// not there.
+///
+/// # Errors
+/// A call fails; what was erased before is printed.
+async fn erase_each<'a, Id: Display + Serialize>(
+    ids: &'a [Id],
+    json: bool,
+    erase: impl AsyncFn(&'a Id) -> Result<bool, ClientError>,
+) -> Result<Outcome> {
+    let changes = change_each(ids, async |id| {
+        let is_there = erase(id).await?;
+        if !json {
+            output::line(format!("{id} {}", if is_there { "is erased" } else { "is not there" }));
+        }
+        Ok(is_there.then_some(id))
+    })
+    .await;
+    if json {
+        output::json(&json!({ "erased": changes.done, "not_found": changes.missing }))?;
+    }
+    changes.outcome()
+}
+
+/// Waits for the end of a job if `wait`, and prints the job: as JSON, or in a line that ends with `next`.
+///
+/// # Errors
+/// The server cannot be reached, or the awaited job fails.
+async fn show_job(client: &Client, job: Job, wait: bool, json: bool, next: &str) -> Result<Outcome> {
+    let job = if wait { train::wait_for(client, job).await? } else { Some(job) };
+    let Some(job) = job else { return Ok(Outcome::Interrupted) };
+    if json {
+        output::json(&job)?;
+    } else {
+        output::line(format!("Job {} is {}{next}", job.job_id, job.status.as_str()));
+    }
+    Ok(Outcome::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_hides_nothing_of_what_was_done_before_it() {
+        let changes = change_each(&[1, 2, 3, 4], async |id: &i32| match id {
+            1 => Ok(Some("one")),
+            2 => Ok(None),
+            _ => Err(ClientError::Unreachable { server: "http://127.0.0.1:1".into(), why: "closed".into() }),
+        })
+        .await;
+        assert_eq!((&changes.done, &changes.missing), (&vec!["one"], &vec![&2]));
+        assert!(changes.outcome().is_err());
+        let changes = change_each(&[1, 2], async |id: &i32| Ok((*id == 1).then_some(()))).await;
+        assert_eq!(changes.outcome().unwrap(), Outcome::Partial);
+    }
 }

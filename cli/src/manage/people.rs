@@ -3,12 +3,12 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use super::confirmed;
+use super::{confirmed, show_job};
 use crate::{
     client::{Client, Conflict, ConflictingImage, DatasetEntry, Image},
     connection::Target,
     exit::{self, Failure, Outcome},
-    output, runtime, train,
+    output, runtime,
 };
 
 /// Lists, shows, adds, renames and erases enrolled people.
@@ -126,17 +126,8 @@ pub fn run(options: &Options) -> Result<Outcome> {
             Action::SearchPast { name, wait } => {
                 let person = id_of(&client, name).await?;
                 let job = client.search_past(&person).await?;
-                let job = if *wait { train::wait_for(&client, job).await? } else { Some(job) };
-                let Some(job) = job else { return Ok(Outcome::Interrupted) };
-                if options.target.json {
-                    output::json(&job)?;
-                } else {
-                    output::line(format!(
-                        "Job {} is {}; facepipe proposals list --person {name:?}",
-                        job.job_id,
-                        job.status.as_str()
-                    ));
-                }
+                let next = format!("; facepipe proposals list --person={}", output::quoted(name));
+                return show_job(&client, job, *wait, options.target.json, &next).await;
             }
             Action::Delete { name, yes } => {
                 let Some(images) = client.person_images(name).await? else {

@@ -3,16 +3,13 @@
 use anyhow::Result;
 use clap::{ArgGroup, Args, Subcommand};
 
-use super::{collect_pages, people::id_of};
+use super::{DEFAULT_NUMBER, collect_pages, people::id_of};
 use crate::{
     client::Client,
     connection::Target,
     exit::{self, Outcome},
     output, runtime,
 };
-
-/// Default number of entries listed.
-const DEFAULT_NUMBER: usize = 20;
 
 /// Lists, accepts and refuses proposals: unknown faces of the past that may be of people who were enrolled later.
 #[derive(Debug, Args)]

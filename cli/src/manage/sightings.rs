@@ -3,16 +3,13 @@
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use super::{collect_pages, percent};
+use super::{DEFAULT_NUMBER, collect_pages, percent};
 use crate::{
     client::Sighting,
     connection::Target,
     exit::{self, Outcome},
     output, runtime,
 };
-
-/// Default number of sightings listed.
-const DEFAULT_NUMBER: usize = 20;
 
 /// Lists who was in front of which camera from when to when: a row for each track, whose crops are decided together.
 #[derive(Debug, Args)]

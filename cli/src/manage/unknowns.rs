@@ -3,16 +3,16 @@
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{Query, collect_pages, confirmed, counted};
+use super::{DEFAULT_NUMBER, Query, change_each, collect_pages, confirmed, counted, erase_each, show_job};
 use crate::{
     client::{Client, ClientError, Unknown},
     connection::Target,
     exit::{self, Failure, Outcome},
-    interrupt, output, runtime, train,
+    output, runtime, train,
 };
 
-/// Default number of entries listed.
-const DEFAULT_NUMBER: usize = 20;
+/// Default number of detections of an unknown person.
+const DEFAULT_DETECTIONS: u16 = 20;
 
 /// Lists unknown people, as groups of their faces; shows, merges, splits, ignores and erases them.
 #[derive(Debug, Args)]
@@ -50,7 +50,7 @@ enum Action {
         #[arg(
             long,
             short,
-            default_value_t = 20,
+            default_value_t = DEFAULT_DETECTIONS,
             value_name = "N",
             value_parser = clap::value_parser!(u16).range(1..=1000)
         )]
@@ -183,14 +183,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
             Some(Action::Delete { unknowns, yes }) => delete(&client, unknowns, *yes, json).await,
             Some(Action::Recluster { wait }) => {
                 let job = client.recluster_unknowns().await?;
-                let job = if *wait { train::wait_for(&client, job).await? } else { Some(job) };
-                let Some(job) = job else { return Ok(Outcome::Interrupted) };
-                if json {
-                    output::json(&job)?;
-                } else {
-                    output::line(format!("Job {} is {}.", job.job_id, job.status.as_str()));
-                }
-                Ok(Outcome::Done)
+                show_job(&client, job, *wait, json, ".").await
             }
         }
     })
@@ -270,48 +263,32 @@ async fn name(
     }
     let Some(job) = named.job_id.filter(|_| wait) else { return Ok(Outcome::Done) };
     let job = client.job(&job).await?;
-    let Some(job) = train::wait_for(client, job).await? else { return Ok(Outcome::Interrupted) };
-    if !json {
-        output::line(format!("Job {} is {}.", job.job_id, job.status.as_str()));
+    if json {
+        // Standard output has the answer above.
+        let job = train::wait_for(client, job).await?;
+        return Ok(job.map_or(Outcome::Interrupted, |_| Outcome::Done));
     }
-    Ok(Outcome::Done)
+    show_job(client, job, true, false, ".").await
 }
 
 /// Has lists leave out unknown people, or not. Those who are not there hide nothing of what was done for the others.
 async fn ignore(client: &Client, unknowns: &[String], ignored: bool, json: bool) -> Result<Outcome> {
-    let (mut changed, mut missing, mut failed) = (Vec::new(), Vec::new(), None);
-    for id in unknowns {
-        if interrupt::requested() {
-            break;
-        }
-        match client.ignore_unknown(id, ignored).await {
-            Ok(unknown) => changed.push(unknown),
-            Err(error) if error.code() == Some("unknown_not_found") => missing.push(id),
-            Err(error) => {
-                failed = Some(error);
-                break;
-            }
-        }
-    }
-    if let ([id], [_]) = (unknowns, missing.as_slice()) {
+    let changes = change_each(unknowns, async |id| match client.ignore_unknown(id, ignored).await {
+        Ok(unknown) => Ok(Some(unknown)),
+        Err(error) if error.code() == Some("unknown_not_found") => Ok(None),
+        Err(error) => Err(error),
+    })
+    .await;
+    if let ([id], [_]) = (unknowns, changes.missing.as_slice()) {
         return Err(not_found(id).into());
     }
-    if json || !changed.is_empty() {
-        print(&changed, json)?;
+    if json || !changes.done.is_empty() {
+        print(&changes.done, json)?;
     }
-    for id in &missing {
+    for id in &changes.missing {
         eprintln!("{}", not_found(id));
     }
-    if let Some(error) = failed {
-        return Err(error.into());
-    }
-    Ok(if changed.len() + missing.len() < unknowns.len() {
-        Outcome::Interrupted
-    } else if missing.is_empty() {
-        Outcome::Done
-    } else {
-        Outcome::Partial
-    })
+    changes.outcome()
 }
 
 async fn delete(client: &Client, unknowns: &[String], yes: bool, json: bool) -> Result<Outcome> {
@@ -323,27 +300,7 @@ async fn delete(client: &Client, unknowns: &[String], yes: bool, json: bool) -> 
         output::line("Nothing was erased.");
         return Ok(Outcome::Done);
     }
-    let (mut erased, mut missing) = (Vec::new(), Vec::new());
-    for id in unknowns {
-        if interrupt::requested() {
-            break;
-        }
-        let there = client.erase_unknown(id).await?;
-        if !json {
-            output::line(format!("{id} {}", if there { "is erased" } else { "is not there" }));
-        }
-        if there { &mut erased } else { &mut missing }.push(id);
-    }
-    if json {
-        output::json(&serde_json::json!({ "erased": erased, "not_found": missing }))?;
-    }
-    Ok(if erased.len() + missing.len() < unknowns.len() {
-        Outcome::Interrupted
-    } else if missing.is_empty() {
-        Outcome::Done
-    } else {
-        Outcome::Partial
-    })
+    erase_each(unknowns, json, async |id| client.erase_unknown(id).await).await
 }
 
 fn not_found(id: &str) -> Failure {
