@@ -382,12 +382,12 @@ pub async fn add(
 /// Enrols an image of a person's face with its embedding: both, or nothing
 ///
 /// The person can be recognised after the next training. Of several faces, the main one is enrolled: the largest and the
-/// nearest to the centre, with 1.25 times the area of every other one that the detector is sure of. Without one, the image is rejected with
-/// 422 `several_faces`, unless `box` or `face` says which one it is. The response has the face's `quality`, and `warnings` where
-/// it looks like another person or unlike the person's other images. An image with the bytes of an enrolled one is rejected with 409
-/// and the `image_id` and `person_id` of that one: `duplicate_image` where the person has it, `image_of_another` where
-/// another person does. One that is nearly the same as another person's (a copy in another size or quality) is accepted
-/// with a `warning`: a training leaves both out, until one of them is erased.
+/// nearest to the centre, with 1.25 times the area of every other one that the detector is sure of. Without one, the image is
+/// rejected with 422 `several_faces`, unless `box` or `face` says which one it is. The response has the face's `quality`, and
+/// `warnings` where it looks like another person or unlike the person's other images. An image with the bytes of an enrolled
+/// one is rejected with 409 and the `image_id` and `person_id` of that one: `duplicate_image` where the person has it,
+/// `image_of_another` where another person does. One that is nearly the same as another person's (a copy in another size or
+/// quality) is accepted with a `warning`: a training leaves both out, until one of them is erased.
 #[api_v2_operation]
 pub async fn add_image(
     state: web::Data<State>,

@@ -13,7 +13,7 @@ use super::{
     page::{self, LIST_LIMIT, MAX_LIMIT, PageMeta, limit_of},
     parse_time,
     recognition::BoundingBox,
-    response::{Csv, JsonResponse, NoContent, OneOf, prefers},
+    response::{Csv, JsonResponse, NoContent, OneOf, csv_of, prefers},
     rfc3339,
 };
 use crate::{
@@ -206,6 +206,35 @@ struct CsvLine {
     revision: Option<i64>,
 }
 
+/// The fields of [`CsvLine`].
+const CSV_FIELDS: [&str; 25] = [
+    "id",
+    "captured_at",
+    "received_at",
+    "camera_id",
+    "location",
+    "face_id",
+    "confidence",
+    "score",
+    "threshold",
+    "detection_confidence",
+    "model_version",
+    "track_id",
+    "left",
+    "top",
+    "right",
+    "bottom",
+    "person_id",
+    "claimed_at",
+    "time_basis",
+    "unknown_id",
+    "run_id",
+    "sighting_id",
+    "crops",
+    "revised_at",
+    "revision",
+];
+
 /// The detections to which the query applies, the newest first
 ///
 /// As CSV where `Accept` prefers `text/csv`: a header line, then a line for each detection with the fields of the JSON
@@ -251,9 +280,12 @@ pub async fn list(
     if let Some(cursor) = &next_cursor {
         headers.push((HeaderName::from_static("x-next-cursor"), cursor.clone()));
     }
-    let detections = rows.into_iter().map(Detection::try_from).collect::<Result<_, _>>()?;
+    let detections: Vec<Detection> = rows.into_iter().map(Detection::try_from).collect::<Result<_, _>>()?;
     if prefers(&request, "text/csv") {
-        return Ok(OneOf::Second(Csv { text: csv(detections)?, headers }));
+        return Ok(OneOf::Second(Csv {
+            text: csv_of(&CSV_FIELDS, detections.into_iter().map(CsvLine::from))?,
+            headers,
+        }));
     }
     let page = Detections { detections, meta: PageMeta { next_cursor } };
     Ok(OneOf::First(JsonResponse::new(page).headers(headers)))
@@ -345,8 +377,12 @@ impl Page {
             Some(text) => limit_of(text)?,
         };
         let scope = format!("{order:?} {filter:?}");
-        let position = |text: String| page::position_of(&text, &scope).and_then(detection_position);
-        let after = cursor.map(|text| position(text).ok_or(ApiError::InvalidCursor)).transpose()?;
+        let position = |text: String| {
+            let position = page::position_of(&text, &scope).ok_or(ApiError::InvalidCursor)?;
+            let (captured_at, id) = page::halves(position);
+            Ok::<_, ApiError>(DetectionPosition { captured_at, id })
+        };
+        let after = cursor.map(position).transpose()?;
         Ok(Self { filter, order, limit, after, scope })
     }
 
@@ -357,8 +393,7 @@ impl Page {
         let rows = state.database.detections(filter, order, after, i64::from(limit) + 1).await?;
         let (rows, more) = page::cut(rows, limit);
         let last = rows.last().filter(|_| more);
-        let place = |row: &StoredDetection| DetectionPosition { captured_at: row.captured_at, id: row.id };
-        let next = last.map(|row| page::cursor_of(position(place(row)), &scope));
+        let next = last.map(|row| page::cursor_of(page::joined(row.captured_at, row.id), &scope));
         Ok((rows, next))
     }
 }
@@ -440,55 +475,6 @@ pub fn time_range(
     Ok((begin, end))
 }
 
-/// A cursor's position: time and row, 64 bits each.
-fn position(DetectionPosition { captured_at, id }: DetectionPosition) -> u128 {
-    u128::from(captured_at.cast_unsigned()) << 64 | u128::from(id.cast_unsigned())
-}
-
-fn detection_position(position: u128) -> Option<DetectionPosition> {
-    let half = |half: u128| u64::try_from(half & u128::from(u64::MAX)).ok().map(u64::cast_signed);
-    Some(DetectionPosition { captured_at: half(position >> 64)?, id: half(position)? })
-}
-
-fn csv(detections: Vec<Detection>) -> Result<Vec<u8>, ApiError> {
-    let internal = |error: csv::Error| ApiError::Internal(error.into());
-    let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
-    // By hand, so that an empty table has it, too.
-    writer
-        .write_record([
-            "id",
-            "captured_at",
-            "received_at",
-            "camera_id",
-            "location",
-            "face_id",
-            "confidence",
-            "score",
-            "threshold",
-            "detection_confidence",
-            "model_version",
-            "track_id",
-            "left",
-            "top",
-            "right",
-            "bottom",
-            "person_id",
-            "claimed_at",
-            "time_basis",
-            "unknown_id",
-            "run_id",
-            "sighting_id",
-            "crops",
-            "revised_at",
-            "revision",
-        ])
-        .map_err(internal)?;
-    for detection in detections {
-        writer.serialize(CsvLine::from(detection)).map_err(internal)?;
-    }
-    writer.into_inner().map_err(|error| ApiError::Internal(error.into_error().into()))
-}
-
 impl TryFrom<StoredDetection> for Detection {
     type Error = ApiError;
 
@@ -550,27 +536,6 @@ impl From<Detection> for CsvLine {
             crops: detection.crops,
             revised_at: detection.revised_at,
             revision: detection.revision,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cursor_position_leads_back_to_its_detection() {
-        for (captured_at, id) in [(0, 1), (-1, i64::MAX), (1_714_979_289_250_000, 77)] {
-            let place = DetectionPosition { captured_at, id };
-            assert_eq!(detection_position(position(place)), Some(place));
-        }
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn every_position_survives_a_cursor(captured_at: i64, id: i64) {
-            let place = DetectionPosition { captured_at, id };
-            assert_eq!(detection_position(position(place)), Some(place));
         }
     }
 }

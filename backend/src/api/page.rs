@@ -40,6 +40,17 @@ pub fn cut<T>(mut rows: Vec<T>, limit: u32) -> (Vec<T>, bool) {
     (rows, more)
 }
 
+/// The position of two numbers, 64 bits each: what a list is ordered by, and the row.
+pub fn joined(first: i64, second: i64) -> u128 {
+    u128::from(first.cast_unsigned()) << 64 | u128::from(second.cast_unsigned())
+}
+
+/// The numbers of a position that [`joined`] gave.
+#[expect(clippy::cast_possible_truncation, reason = "the other half is cut off")]
+pub fn halves(position: u128) -> (i64, i64) {
+    (((position >> 64) as u64).cast_signed(), (position as u64).cast_signed())
+}
+
 /// Encodes a position: 32 hexadecimal digits, and 16 of a checksum over them and the query, so that a cursor of another
 /// query is rejected.
 pub fn cursor_of(position: u128, scope: &str) -> String {
@@ -73,6 +84,11 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn every_two_numbers_are_read_back(first: i64, second: i64) {
+            prop_assert_eq!(halves(joined(first, second)), (first, second));
+        }
+
         #[test]
         fn every_cursor_leads_back_to_its_position_in_its_scope_only(
             position: u128,

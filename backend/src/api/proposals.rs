@@ -9,6 +9,7 @@ use super::{
     detections::{Detection, person_of},
     page::{self, LIST_LIMIT, PageMeta, limit_of},
     rfc3339,
+    unknowns::ensure_number,
 };
 use crate::{
     domain::{self, PersonId, PersonRef},
@@ -162,10 +163,7 @@ async fn judge(
     let ProposalSelection { proposals, person_id, min_score } = selection;
     let selected = match (proposals, person_id) {
         (Some(ids), None) => {
-            if !(1..=MAX_IDS).contains(&ids.len()) {
-                let reason = format!("has {} entries, it must have 1 to {MAX_IDS}", ids.len());
-                return Err(invalid("proposals", reason));
-            }
+            ensure_number("proposals", ids.len(), MAX_IDS)?;
             if min_score.is_some() {
                 return Err(invalid("min_score", "goes with person_id: leave it out".into()));
             }

@@ -21,6 +21,8 @@ use paperclip::{
 };
 use serde::Serialize;
 
+use crate::error::ApiError;
+
 /// A JSON response of a status, with headers.
 pub struct JsonResponse<T, const STATUS: u16 = 200> {
     body: T,
@@ -158,6 +160,21 @@ pub struct Csv {
     pub text: Vec<u8>,
     /// The headers.
     pub headers: Vec<(HeaderName, String)>,
+}
+
+/// Writes a table as CSV: the names of the columns, then a line for each row, which serialises as their values.
+///
+/// # Errors
+/// A row cannot be written.
+pub fn csv_of(fields: &[&str], rows: impl IntoIterator<Item = impl Serialize>) -> Result<Vec<u8>, ApiError> {
+    let internal = |error: csv::Error| ApiError::Internal(error.into());
+    let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
+    // By hand, so that an empty table has it, too.
+    writer.write_record(fields).map_err(internal)?;
+    for row in rows {
+        writer.serialize(row).map_err(internal)?;
+    }
+    writer.into_inner().map_err(|error| ApiError::Internal(error.into_error().into()))
 }
 
 impl Responder for Csv {

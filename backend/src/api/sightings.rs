@@ -13,7 +13,7 @@ use super::{
     detections::{person_of, time_range},
     page::{self, LIST_LIMIT, PageMeta, limit_of},
     recognition::Decision,
-    response::{Csv, JsonResponse, OneOf, prefers},
+    response::{Csv, JsonResponse, OneOf, csv_of, prefers},
     rfc3339,
 };
 use crate::{
@@ -179,7 +179,7 @@ pub async fn list(
     }
     let sightings: Vec<Sighting> = rows.into_iter().map(Sighting::try_from).collect::<Result<_, _>>()?;
     if prefers(&request, "text/csv") {
-        return Ok(OneOf::Second(Csv { text: csv(sightings)?, headers }));
+        return Ok(OneOf::Second(Csv { text: csv_of(&CSV_FIELDS, sightings)?, headers }));
     }
     let page = Sightings { sightings, meta: PageMeta { next_cursor } };
     Ok(OneOf::First(JsonResponse::new(page).headers(headers)))
@@ -200,17 +200,6 @@ fn sighting_position(position: u128) -> Option<SightingPosition> {
     let id = if low >> 63 == 1 { SightingId::Track(id) } else { SightingId::Detection(id) };
     let first_captured_at: Micros = u64::try_from(position >> 64).ok()?.cast_signed();
     Some(SightingPosition { first_captured_at, id })
-}
-
-fn csv(sightings: Vec<Sighting>) -> Result<Vec<u8>, ApiError> {
-    let internal = |error: csv::Error| ApiError::Internal(error.into());
-    let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
-    // By hand, so that an empty table has it, too.
-    writer.write_record(CSV_FIELDS).map_err(internal)?;
-    for sighting in sightings {
-        writer.serialize(sighting).map_err(internal)?;
-    }
-    writer.into_inner().map_err(|error| ApiError::Internal(error.into_error().into()))
 }
 
 impl TryFrom<StoredSighting> for Sighting {

@@ -3,7 +3,7 @@
 use actix_web::web;
 use image::ImageFormat;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
     State,
@@ -167,7 +167,13 @@ pub struct UnknownName {
     face_id: String,
     /// Whether the faces are added to the person who has this name already. Otherwise, the default, such a name is refused.
     #[openapi(example = "false")]
+    #[serde(default, deserialize_with = "not_null")]
     add_to_existing: Option<bool>,
+}
+
+/// Reads a field that may be left out, and may not be null: an `Option` alone would take that.
+fn not_null<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// An unknown person who became an enrolled one.
@@ -196,10 +202,12 @@ pub struct NamedUnknown {
     job_id: Option<String>,
 }
 
-/// Maximum numbers of ids in a call.
+/// Maximum number of groups that are merged by a call.
 const MAX_MERGED: usize = 100;
-const MAX_PICTURES: i64 = 100;
+/// Maximum number of detections that are moved by a call.
 const MAX_SPLIT: usize = 1000;
+/// Maximum number of pictures that are listed.
+const MAX_PICTURES: i64 = 100;
 
 /// Unknown people, the most recent first
 ///
@@ -223,16 +231,17 @@ pub async fn list(
     let order = order_of(sort)?;
     let scope = format!("unknowns {order:?} {filter:?}");
     let position = |text: String| {
-        page::position_of(&text, &scope).and_then(unknown_position).ok_or(ApiError::InvalidCursor)
+        let (value, row) =
+            page::position_of(&text, &scope).map(page::halves).ok_or(ApiError::InvalidCursor)?;
+        Ok::<_, ApiError>(UnknownPosition { value, row })
     };
     let after = cursor.map(position).transpose()?;
     // One row more shows whether there is a next page.
     let rows = state.database.unknowns(filter, order, after, i64::from(limit) + 1).await?;
     let (rows, more) = page::cut(rows, limit);
-    let next_cursor = rows
-        .last()
-        .filter(|_| more)
-        .map(|last| page::cursor_of(cursor_position(order.position(last)), &scope));
+    let last = rows.last().filter(|_| more).map(|last| order.position(last));
+    let next_cursor =
+        last.map(|UnknownPosition { value, row }| page::cursor_of(page::joined(value, row), &scope));
     let unknowns = rows.into_iter().map(Unknown::try_from).collect::<Result<_, _>>()?;
     Ok(web::Json(Unknowns { unknowns, meta: PageMeta { next_cursor } }))
 }
@@ -421,22 +430,13 @@ fn order_of(text: Option<String>) -> Result<UnknownOrder, ApiError> {
     }
 }
 
-fn ensure_number(field: &str, number: usize, max: usize) -> Result<(), ApiError> {
+/// Checks the number of entries of a list.
+pub fn ensure_number(field: &str, number: usize, max: usize) -> Result<(), ApiError> {
     if (1..=max).contains(&number) {
         return Ok(());
     }
     let reason = format!("has {number} entries, it must have 1 to {max}");
     Err(ApiError::InvalidField { field: field.to_owned(), reason })
-}
-
-/// A cursor's position: value and row, 64 bits each.
-fn cursor_position(UnknownPosition { value, row }: UnknownPosition) -> u128 {
-    u128::from(value.cast_unsigned()) << 64 | u128::from(row.cast_unsigned())
-}
-
-fn unknown_position(position: u128) -> Option<UnknownPosition> {
-    let half = |half: u128| u64::try_from(half & u128::from(u64::MAX)).ok().map(u64::cast_signed);
-    Some(UnknownPosition { value: half(position >> 64)?, row: half(position)? })
 }
 
 impl TryFrom<domain::Unknown> for Unknown {

@@ -90,7 +90,8 @@ impl VerifiedFace {
 
 /// Whether two pictures show the same person
 ///
-/// Of several faces on an image, its main one is compared: the nearest to the centre, and clearly the largest. Nobody needs to be enrolled, and nothing is stored.
+/// Of several faces on an image, its main one is compared: the nearest to the centre, and clearly the largest. Nobody needs to
+/// be enrolled, and nothing is stored.
 #[api_v2_operation]
 pub async fn verify(
     state: web::Data<State>,

@@ -98,7 +98,7 @@ impl Background {
             // Without a window as well: one may have been set before.
             others.spawn(run_track_expiry(
                 database.clone(),
-                config.recognition.track_expiry(),
+                config.recognition.track_window(),
                 Arc::clone(metrics),
                 stop.clone(),
             ));

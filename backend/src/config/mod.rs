@@ -160,6 +160,7 @@ impl Config {
     fn check(&self) -> anyhow::Result<()> {
         self.recognition.check()?;
         self.cohort.check(self.recognition.keep_unknown_embeddings)?;
+        self.unknowns.check(self.recognition.keep_unknown_embeddings)?;
         self.results.results_url()?;
         self.logging.check()?;
         self.browsers.check()?;
@@ -270,6 +271,14 @@ mod tests {
             config.recognition.keep_unknown_embeddings = false;
         });
         assert!(config.check().unwrap_err().to_string().contains("cohort_from_cameras"));
+        let mut config = Config::default().with(|config| config.unknowns.unknown_pictures = true);
+        assert!(config.check().is_ok());
+        config.recognition.keep_unknown_embeddings = false;
+        let error = config.check().unwrap_err().to_string();
+        assert!(
+            error.contains("unknown_pictures") && error.contains("needs keep_unknown_embeddings"),
+            "{error}"
+        );
         let config = Config::default().with(|config| config.recognition.embedder = Some("arcface".into()));
         assert!(format!("{:#}", config.check().unwrap_err()).contains("arcface"));
     }

@@ -5,10 +5,7 @@ use std::{path::PathBuf, str::FromStr as _, time::Duration};
 use anyhow::Context as _;
 use facepipe_vision::{Compute, DecodeLimits, DeviceKind, EmbedderKind, default_models_dir};
 
-use crate::{
-    recognise::{MatchThreshold, RecogniserOptions},
-    store::track_expiry::TrackExpiryOptions,
-};
+use crate::recognise::{MatchThreshold, RecogniserOptions};
 
 /// Predictions of a face in a response.
 const DEFAULT_TOP_K: usize = 5;
@@ -104,11 +101,6 @@ impl RecognitionConfig {
     /// How long a track takes crops after its last one; `None` where each crop is decided by itself.
     pub(crate) fn track_window(&self) -> Option<Duration> {
         (self.track_window_s > 0).then(|| Duration::from_secs(self.track_window_s.into()))
-    }
-
-    /// When tracks take no more crops.
-    pub(crate) fn track_expiry(&self) -> TrackExpiryOptions {
-        TrackExpiryOptions { window: Duration::from_secs(self.track_window_s.into()) }
     }
 
     /// The limits of images.

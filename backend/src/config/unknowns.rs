@@ -15,7 +15,7 @@ settings! {
         unknown_min_faces: u32 = 1, "FACEPIPE_UNKNOWN_MIN_FACES", "FACES", in 1..=1000;
         /// Whether stored unknown faces are searched for people whom a training adds to the model, which makes proposals
         search_past: bool = true, "FACEPIPE_SEARCH_PAST", "true|false";
-        /// Whether pictures of unknown faces are kept, cut out of the images
+        /// Whether pictures of unknown faces are kept, cut out of the images; needs keep_unknown_embeddings
         unknown_pictures: bool = false, "FACEPIPE_UNKNOWN_PICTURES", "true|false";
         /// Hours for which they are kept
         unknown_max_age_hours: u64 = 72, "FACEPIPE_UNKNOWN_MAX_AGE_HOURS", "HOURS", in 1..=8760;
@@ -25,6 +25,16 @@ settings! {
 }
 
 impl UnknownsConfig {
+    /// Checks that unknown faces are kept where their pictures are.
+    pub(super) fn check(&self, keep_unknown_embeddings: bool) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            keep_unknown_embeddings || !self.unknown_pictures,
+            "unknown_pictures is true, which needs keep_unknown_embeddings: pictures are kept of detections that have \
+             an embedding"
+        );
+        Ok(())
+    }
+
     /// How long pictures of unknown faces are kept; `None` where none are.
     pub(crate) fn picture_max_age(&self) -> Option<Duration> {
         self.unknown_pictures.then(|| Duration::from_secs(self.unknown_max_age_hours * 3600))

@@ -168,8 +168,7 @@ pub struct ClusterSummary {
 }
 
 impl UnknownFace {
-    /// Whether two faces, the earlier one first, are of the same track. Without the row of a track, faces that were captured at
-    /// the same time are of one picture, so of different people.
+    /// Whether two faces, the earlier one first, are of the same track.
     pub fn is_followed_by(&self, later: &Self) -> bool {
         match (self.track_row, later.track_row) {
             (Some(one), Some(other)) => one == other,
@@ -177,7 +176,6 @@ impl UnknownFace {
                 self.track_id.is_some()
                     && self.track_id == later.track_id
                     && self.camera_id == later.camera_id
-                    && later.captured_at > self.captured_at
                     && later.captured_at.saturating_sub(self.captured_at) <= TRACK_GAP
             }
             _ => false,
@@ -212,7 +210,7 @@ impl UnknownTrack {
     }
 
     /// Has faces without a row of a track be of no track where several were captured at the same time under the same track id:
-    /// they are of one picture, and it is not known which of them the track is of.
+    /// they are of one picture, and it is not known which of them the track is of. Detections of older versions have no rows.
     fn separate_faces_of_one_picture(faces: &mut [UnknownFace]) {
         let picture = |face: &UnknownFace| {
             let track_id = face.track_id.filter(|_| face.track_row.is_none())?;

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Database, StoreError};
 use crate::{
-    domain::{Micros, now},
+    domain::{Micros, Task, now},
     metrics::Metrics,
 };
 
@@ -17,26 +17,19 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// Tracks that are closed in one transaction: few, so that other writers do not wait long.
 const BATCH: i64 = 500;
 
-/// When tracks take no more crops.
-#[derive(Debug, Clone, Copy)]
-pub struct TrackExpiryOptions {
-    /// How long a track takes crops after its last one.
-    pub window: Duration,
-}
-
-/// Closes what is due, now and at every interval, until `stop` is set. Several processes may do it at the same time.
+/// Closes what is due, now and at every interval, until `stop` is set. Several processes may do it at the same time. `window` is
+/// how long a track takes crops after its last one; `None` where each crop is decided by itself.
 pub async fn run_track_expiry(
     database: Database,
-    options: TrackExpiryOptions,
+    window: Option<Duration>,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) {
     // Without a window no track stays open.
-    let interval =
-        if options.window.is_zero() { INTERVAL } else { (options.window / 10).clamp(MIN_INTERVAL, INTERVAL) };
+    let interval = window.map_or(INTERVAL, |window| (window / 10).clamp(MIN_INTERVAL, INTERVAL));
     while !stop.is_cancelled() {
         if let Err(error) = close_due(&database, now()).await {
-            metrics.task_failed(crate::domain::Task::Retain);
+            metrics.task_failed(Task::Retain);
             tracing::warn!(%error, "cannot remove the embeddings of tracks that have ended");
         }
         tokio::select! {

@@ -14,7 +14,7 @@ use diesel::{
 };
 use facepipe_backend::{Application, Config, StopHandle};
 use reqwest::{
-    Client, Method, Response, StatusCode,
+    Client, Method, RequestBuilder, Response, StatusCode,
     multipart::{Form, Part},
 };
 use serde_json::Value;
@@ -111,7 +111,17 @@ impl Server {
     }
 
     pub async fn call(&self, method: Method, path: &str) -> ApiResponse {
-        let request = self.client.request(method.clone(), format!("{}{path}", self.url));
+        self.call_with(method, path, |request| request).await
+    }
+
+    /// Calls with what `build` adds to the request, and checks the response against the document.
+    async fn call_with(
+        &self,
+        method: Method,
+        path: &str,
+        build: impl FnOnce(RequestBuilder) -> RequestBuilder,
+    ) -> ApiResponse {
+        let request = build(self.client.request(method.clone(), format!("{}{path}", self.url)));
         let answer = ApiResponse::read(request.send().await.unwrap()).await;
         contract::check(&method, path, &answer);
         answer
@@ -129,35 +139,24 @@ impl Server {
         self.call(Method::DELETE, path).await
     }
 
+    /// POST with a form.
     pub async fn send(&self, path: &str, form: Form) -> ApiResponse {
-        let request = self.client.post(format!("{}{path}", self.url)).multipart(form);
-        let answer = ApiResponse::read(request.send().await.unwrap()).await;
-        contract::check(&Method::POST, path, &answer);
-        answer
+        self.call_with(Method::POST, path, |request| request.multipart(form)).await
     }
 
     /// PUT with a form.
     pub async fn put(&self, path: &str, form: Form) -> ApiResponse {
-        let request = self.client.put(format!("{}{path}", self.url)).multipart(form);
-        let answer = ApiResponse::read(request.send().await.unwrap()).await;
-        contract::check(&Method::PUT, path, &answer);
-        answer
+        self.call_with(Method::PUT, path, |request| request.multipart(form)).await
     }
 
     /// PATCH with a JSON body.
     pub async fn patch(&self, path: &str, body: &Value) -> ApiResponse {
-        let request = self.client.patch(format!("{}{path}", self.url)).json(body);
-        let answer = ApiResponse::read(request.send().await.unwrap()).await;
-        contract::check(&Method::PATCH, path, &answer);
-        answer
+        self.call_with(Method::PATCH, path, |request| request.json(body)).await
     }
 
     /// POST with a JSON body.
     pub async fn post_json(&self, path: &str, body: &Value) -> ApiResponse {
-        let request = self.client.post(format!("{}{path}", self.url)).json(body);
-        let answer = ApiResponse::read(request.send().await.unwrap()).await;
-        contract::check(&Method::POST, path, &answer);
-        answer
+        self.call_with(Method::POST, path, |request| request.json(body)).await
     }
 
     /// Adds a person with the photographs of these numbers.

@@ -378,7 +378,8 @@ async fn a_model_from_before_there_was_a_calibration_answers_with_the_threshold_
     let server = start!(|config| config.recognition.target_fpir = 0.0001);
     server.enrol("Tony_Blair", &[1, 2]).await;
     let calibrated = server.train().await["calibration"]["threshold"].as_f64().unwrap();
-    let rows = "SELECT CONCAT(version, ' ', embedder, ' ', blob_key, ' ', sha256, ' ', people, ' ', images, ' ',                 duration_ms, ' ', created_at) AS line FROM models";
+    let rows = "SELECT CONCAT(version, ' ', embedder, ' ', blob_key, ' ', sha256, ' ', people, ' ', images, ' ', \
+                duration_ms, ' ', created_at) AS line FROM models";
     let before = server.lines(rows);
     server.revert("2025-01-15-000000_model_reports");
     let server = server.restart().await;

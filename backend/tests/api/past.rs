@@ -10,23 +10,18 @@ use std::{
 use reqwest::{StatusCode, multipart::Form};
 use serde_json::{Value, json};
 
-use crate::helpers::{Engine, Server, photograph, start, until};
+use crate::{
+    helpers::{Engine, Server, photograph, start, until},
+    unknowns,
+};
 
 const MIGRATION: &str = "2025-01-20-000000_unknown_pictures";
 const NOBODY: &str = "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c";
 
-/// Stores the faces of photographs, one upload each. Returns the ids of their detections.
+/// Stores the faces of a person's photographs. Returns the ids of their detections.
 async fn see(server: &Server, person: &str, numbers: &[u32]) -> Vec<i64> {
-    let mut ids = Vec::new();
-    for number in numbers {
-        let form = Form::new().text("camera_id", "gate-1").text("location", "Lobby");
-        let form = form.part("image", photograph(person, *number));
-        let answer = server.send("/face-recognition/store-results", form).await.expect(StatusCode::CREATED);
-        assert_eq!(answer["stored"], 1, "{answer}");
-        let newest = server.lines("SELECT CONCAT('', MAX(id)) AS line FROM detections");
-        ids.push(newest[0].trim().parse().unwrap());
-    }
-    ids
+    let photographs: Vec<(&str, u32)> = numbers.iter().map(|number| (person, *number)).collect();
+    unknowns::see(server, "gate-1", &photographs).await
 }
 
 /// The group of a detection, once so many faces are in it.
@@ -79,6 +74,11 @@ async fn an_unknown_person_is_named_enrolled_and_trained_at_once() {
     let unknown = group_of(&server, blue[0], 3).await;
     let path = format!("/unknowns/{unknown}/name");
     server.post_json(&path, &json!({ "face_id": "a/b" })).await.expect_error(400, "invalid_face_id");
+    for wrong in [json!(null), json!("yes")] {
+        let body = json!({ "face_id": "Hugo", "add_to_existing": wrong });
+        let refused = server.post_json(&path, &body).await.expect(StatusCode::BAD_REQUEST);
+        assert!(refused["error"]["message"].as_str().unwrap().contains("boolean"), "{refused}");
+    }
     let nobody = format!("/unknowns/{NOBODY}/name");
     server.post_json(&nobody, &json!({ "face_id": "Hugo" })).await.expect_error(404, "unknown_not_found");
 

@@ -14,7 +14,7 @@ use crate::helpers::{ApiResponse, Engine, Server, photograph, start, until};
 const MIGRATION: &str = "2025-01-19-000000_unknowns";
 
 /// Stores the faces of photographs, one upload each, in this order. Returns the ids of their detections.
-async fn see(server: &Server, camera: &str, photographs: &[(&str, u32)]) -> Vec<i64> {
+pub async fn see(server: &Server, camera: &str, photographs: &[(&str, u32)]) -> Vec<i64> {
     let mut ids = Vec::new();
     for (person, number) in photographs {
         see_in_track(server, camera, (person, *number), None, None).await;

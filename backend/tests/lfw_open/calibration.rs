@@ -32,7 +32,7 @@ impl Gallery {
         let (mut samples, mut probes) = (Vec::new(), Vec::new());
         for person in people {
             let embeddings = person.embeddings();
-            let enrolled: Vec<usize> = (0..embeddings.len()).step_by(2).take(photographs).collect();
+            let enrolled = enrolled(person, photographs);
             for (index, embedding) in embeddings.into_iter().enumerate() {
                 let embedding = embedding.to_vec();
                 if enrolled.contains(&index) {
@@ -71,6 +71,11 @@ impl Gallery {
         let answer = self.model.identify(face, threshold, 1).unwrap();
         answer.top.filter(|_| answer.decision == Decision::Known).map(|top| top.label)
     }
+}
+
+/// The positions of the photographs that a gallery has of a person, at most so many.
+pub fn enrolled(person: &Person, photographs: usize) -> Vec<usize> {
+    (0..person.embeddings().len()).step_by(2).take(photographs).collect()
 }
 
 fn percent(rate: ErrorRate) -> String {

@@ -68,8 +68,8 @@ pub async fn get_results(
 ///
 /// Crops of one track (the same `camera_id`, `run_id` and `track_id`) are decided together with those stored before, from their
 /// mean embedding weighted by quality; where an image shows several faces, the main one is the track's, or else the largest.
-/// Earlier detections of the track follow the decision. An image with a key that was stored before gets its first response, and nothing is stored
-/// again. Where no image of the request can be read, the response is the first image's error.
+/// Earlier detections of the track follow the decision. An image with a key that was stored before gets its first response,
+/// and nothing is stored again. Where no image of the request can be read, the response is the first image's error.
 #[api_v2_operation]
 pub async fn store_results(
     state: web::Data<State>,
@@ -118,9 +118,7 @@ async fn recognise_and_store<Outcome>(
     let keys = request.details.iter().filter_map(|details| details.key.clone()).collect();
     let known = state.database.answered_keys(call, keys).await?;
     let is_known = |details: &ImageFields| details.key.as_ref().is_some_and(|key| known.contains(key));
-    let keeps_pictures = call == IdempotentCall::StoreResults
-        && state.config.unknowns.unknown_pictures
-        && state.config.recognition.keep_unknown_embeddings;
+    let keeps_pictures = call == IdempotentCall::StoreResults && state.config.unknowns.unknown_pictures;
     let files: HashMap<usize, Bytes> = request
         .images
         .iter()
