@@ -31,7 +31,7 @@ pub fn lines(calibration: &ModelCalibration) -> Vec<String> {
     lines
 }
 
-/// An error rate with its interval, or a dash.
+/// Formats an error rate with its interval, or a dash.
 pub fn rate(rate: Option<&ErrorRate>) -> String {
     rate.map_or_else(
         || "-".into(),
@@ -39,7 +39,7 @@ pub fn rate(rate: Option<&ErrorRate>) -> String {
     )
 }
 
-/// A share in percent, with as many decimals as small ones need.
+/// Formats a share in percent, with more decimals for small ones.
 pub fn percent(share: f64) -> String {
     let percent = share * 100.0;
     if percent == 0.0 || percent >= 0.1 { format!("{percent:.1} %") } else { format!("{percent:.3} %") }

@@ -69,7 +69,7 @@ pub struct Target {
 }
 
 impl Target {
-    /// See [`Connection::client`].
+    /// Creates a client, see [`Connection::client`].
     ///
     /// # Errors
     /// As [`Connection::client`].

@@ -68,7 +68,8 @@ pub fn read(path: &Path) -> Result<HashMap<String, Tensor>, ConvertError> {
     from_format(format, &bytes, &path.display().to_string())
 }
 
-/// As [`read`], from the bytes of a file whose format they tell, as all but dlib's do; `origin` names them in errors.
+/// Reads weights as [`read`] does, from the bytes of a file in any format but dlib's, which its bytes do not identify;
+/// `origin` names them in errors.
 ///
 /// # Errors
 ///

@@ -509,14 +509,14 @@ impl Machine {
         }
     }
 
-    /// Callee and arguments, where the value is a call.
+    /// Returns callee and arguments if the value is a call.
     fn call(&self, id: Id) -> Result<Option<(&str, &[Id])>> {
         let Value::Call(callee, arguments) = self.value(id)? else { return Ok(None) };
         let Value::Global(callee) = self.value(*callee)? else { return Ok(None) };
         Ok(Some((callee, self.items(*arguments)?)))
     }
 
-    /// `("storage", class, key, location, elements)`, in the legacy format followed by `None` or a view.
+    /// Reads `("storage", class, key, location, elements)`, in the legacy format followed by `None` or a view.
     fn storage(&self, id: Id) -> Result<Storage> {
         let Value::Persistent(id) = self.value(id)? else { return Err("its data are not stored".to_owned()) };
         let &[_, class, key, _, elements, ref view @ ..] = self.items(*id)? else {
@@ -562,7 +562,7 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// Two's complement, little-endian, of any length.
+/// Reads an integer in two's complement, little-endian, of any length.
 fn integer(digits: &[u8]) -> Value {
     if digits.len() > 8 {
         return Value::BigInt(digits.to_vec());
@@ -583,7 +583,7 @@ fn take<const N: usize>(stream: &mut &[u8]) -> Result<[u8; N]> {
     slice(stream, N)?.try_into().map_err(|_| "its pickle ends early".to_owned())
 }
 
-/// Text up to a line feed.
+/// Reads text up to a line feed.
 fn line<'a>(stream: &mut &'a [u8]) -> Result<&'a str> {
     let Some(end) = stream.iter().position(|&b| b == b'\n') else {
         return Err("its pickle ends early".to_owned());

@@ -30,7 +30,7 @@ fn direction(random: &mut ChaCha8Rng, dimensions: usize) -> Vec<f32> {
     raw.into_iter().map(|value| value / length).collect()
 }
 
-/// The most memory that this process had resident so far, bytes.
+/// Returns the peak of this process' resident memory, bytes.
 fn peak() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();

@@ -34,7 +34,7 @@ struct People {
 }
 
 impl People {
-    /// A sum of uniform numbers, near enough to a normal one.
+    /// Returns a random vector; each component is a sum of uniform numbers, approximately normal.
     fn direction(&mut self) -> Vec<f32> {
         (0..self.dimensions).map(|_| (0..4).map(|_| self.random.random::<f32>() - 0.5).sum()).collect()
     }
@@ -132,7 +132,7 @@ fn main() {
     println!("{line}");
 }
 
-/// The memory that this process has resident; none where the system does not tell.
+/// Returns this process' resident memory, bytes; none where the system does not report it.
 fn resident_bytes() -> Option<usize> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

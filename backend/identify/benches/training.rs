@@ -106,7 +106,7 @@ impl People {
         }
     }
 
-    /// One normal number for each component (Box and Muller, 1958).
+    /// Returns one normal number for each component (Box and Muller, 1958).
     fn vector(&mut self) -> Vec<f32> {
         let random = &mut self.random;
         self.deviations
@@ -118,7 +118,7 @@ impl People {
             .collect()
     }
 
-    /// L2-normalised, `[photographs][512]`.
+    /// Returns the embeddings of one person, L2-normalised, `[photographs][512]`.
     fn person(&mut self, photographs: usize) -> Vec<Vec<f32>> {
         let centre = self.vector();
         let mut photograph = || {
@@ -236,7 +236,7 @@ fn search(count: usize, long: Duration) {
     println!("{line}");
 }
 
-/// The most memory that this process had resident so far, megabytes; none where the system does not tell.
+/// Returns the peak of this process' resident memory, megabytes; none where the system does not report it.
 fn peak_rss_mb() -> Option<f64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -9,26 +9,27 @@ use crate::{IdentifyError, LinearSvm, NearestMean, format::Reader, matrix::Matri
 ///
 /// [`Model::labels`]: crate::Model::labels
 pub trait Classifier: fmt::Debug + Send + Sync {
-    /// The implementation, as stored in the model's bytes.
+    /// Returns the kind of the implementation, as stored in the model's bytes.
     fn kind(&self) -> ClassifierKind;
 
-    /// The number of classes, at least 1.
+    /// Returns the number of classes, at least 1.
     fn classes(&self) -> usize;
 
-    /// The number of components of an embedding.
+    /// Returns the number of components of an embedding.
     fn dimensions(&self) -> usize;
 
-    /// The `top_k` most probable classes (one at least, at most all) with their probabilities, the most probable first,
-    /// equal ones by class. The probabilities of all classes sum to 1. `embedding` is L2-normalised and has
-    /// [`dimensions`](Self::dimensions) components; the caller has checked that.
+    /// Returns the `top_k` most probable classes (one at least, at most all) with their probabilities, the most
+    /// probable first, equal ones by class. The probabilities of all classes sum to 1. `embedding` is L2-normalised and
+    /// has [`dimensions`](Self::dimensions) components; the caller has checked that.
     fn rank(&self, embedding: &[f32], top_k: usize) -> Vec<(usize, f32)>;
 
-    /// The hyperplanes that a retraining may start from, if any.
+    /// Returns the hyperplanes that a retraining may start from, if any.
     fn linear_svm(&self) -> Option<&LinearSvm> {
         None
     }
 
-    /// The means that a retraining may keep, if they alone make the classifier. Its most probable person is the nearest.
+    /// Returns the means that a retraining may keep, if they alone make the classifier. Its most probable person is the
+    /// nearest.
     fn nearest_mean(&self) -> Option<&NearestMean> {
         None
     }
@@ -59,7 +60,7 @@ impl ClassifierKind {
         }
     }
 
-    /// The first format version that supports it.
+    /// Returns the first format version that supports it.
     pub(crate) const fn since(self) -> u16 {
         match self {
             Self::LinearSvm => 1,

@@ -81,7 +81,7 @@ mod tests {
     /// The threshold of MobileFaceNet.
     const SAME_PERSON: f32 = 0.35;
 
-    /// The highest of `gallery` scores of strangers, each normally distributed as MobileFaceNet's are.
+    /// Returns the highest of `gallery` scores of strangers, each normally distributed as MobileFaceNet's are.
     fn top_of_strangers(rng: &mut ChaCha8Rng, gallery: usize) -> f32 {
         let normal = |rng: &mut ChaCha8Rng| (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0;
         (0..gallery).map(|_| 0.02 + 0.1 * normal(rng)).fold(-1.0, f32::max)

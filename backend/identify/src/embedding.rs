@@ -17,7 +17,7 @@ pub(crate) fn normalised(embedding: &[f32], subject: impl Fn() -> String) -> Res
     Ok(embedding.iter().map(|&v| to_f32(f64::from(v) / length)).collect())
 }
 
-/// The inner product, summed in double precision; the cosine where both are L2-normalised.
+/// Returns the inner product, summed in double precision; the cosine where both are L2-normalised.
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
     // Eight independent sums, so that additions can overlap.
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());

@@ -61,7 +61,7 @@ pub struct Search<'a> {
     pub answer: &'a Identification,
 }
 
-/// Share (0..=1) of predicted labels that are the true ones, none for no predictions.
+/// Returns the share (0..=1) of predicted labels that are the true ones, none for no predictions.
 pub fn top1_accuracy<'a>(
     truth_and_predicted: impl IntoIterator<Item = (&'a str, Option<&'a str>)>,
 ) -> Option<f64> {
@@ -73,14 +73,14 @@ pub fn top1_accuracy<'a>(
     share(right, total)
 }
 
-/// Share (0..=1) of pairs that `threshold` puts on the right side, none for no pairs.
+/// Returns the share (0..=1) of pairs that `threshold` puts on the right side, none for no pairs.
 pub fn verification_accuracy(pairs: &[Pair], threshold: f32) -> Option<f64> {
     let right = pairs.iter().filter(|p| (p.score >= threshold) == p.same).count();
     share(right, pairs.len())
 }
 
-/// The threshold of highest accuracy, the highest such one, among the scores that occur; none for no pairs. A pair
-/// with a NaN score counts as one that no threshold reaches.
+/// Returns the threshold of highest accuracy, the highest such one, among the scores that occur; none for no pairs. A
+/// pair with a NaN score counts as one that no threshold reaches.
 pub fn best_verification(pairs: &[Pair]) -> Option<Verification> {
     let mut sorted: Vec<Pair> = pairs.iter().copied().filter(|p| !p.score.is_nan()).collect();
     sorted.sort_by(|a, b| b.score.total_cmp(&a.score));
@@ -100,8 +100,8 @@ pub fn best_verification(pairs: &[Pair]) -> Option<Verification> {
     share(best.0, pairs.len()).map(|accuracy| Verification { accuracy, threshold: best.1 })
 }
 
-/// True accept rate at the lowest threshold whose false accept rate is at most `far` (0..=1); none without pairs of
-/// both kinds.
+/// Returns the true accept rate at the lowest threshold whose false accept rate is at most `far` (0..=1); none without
+/// pairs of both kinds.
 pub fn tar_at_far(pairs: &[Pair], far: f64) -> Option<f64> {
     let mut different: Vec<f32> = pairs.iter().filter(|p| !p.same).map(|p| p.score).collect();
     different.sort_by(|a, b| b.total_cmp(a));
@@ -121,9 +121,9 @@ pub fn tar_at_far(pairs: &[Pair], far: f64) -> Option<f64> {
     share(same.iter().filter(|s| **s >= threshold).count(), same.len())
 }
 
-/// The receiver operating characteristic: what each threshold does that makes a difference, from the strictest, which
-/// accepts nothing, to the one that accepts every score; empty without pairs of both kinds. A pair with a NaN score is
-/// accepted by none.
+/// Returns the receiver operating characteristic: a point for each threshold that changes the rates, from the
+/// strictest, which accepts nothing, to the one that accepts every score; empty without pairs of both kinds. A pair
+/// with a NaN score is accepted by none.
 pub fn roc(pairs: &[Pair]) -> Vec<RocPoint> {
     let same = pairs.iter().filter(|p| p.same).count();
     let different = pairs.len() - same;
@@ -144,7 +144,8 @@ pub fn roc(pairs: &[Pair]) -> Vec<RocPoint> {
         .collect()
 }
 
-/// The equal error rate, between two thresholds on the straight line between them; none without pairs of both kinds.
+/// Returns the equal error rate, between two thresholds on the straight line between them; none without pairs of both
+/// kinds.
 pub fn equal_error_rate(pairs: &[Pair]) -> Option<EqualErrorRate> {
     let roc = roc(pairs);
     let rejected = |point: &RocPoint| 1.0 - point.tar;
@@ -163,7 +164,7 @@ pub fn equal_error_rate(pairs: &[Pair]) -> Option<EqualErrorRate> {
     Some(EqualErrorRate { rate, threshold: point.threshold })
 }
 
-/// FPIR and FNIR of searches.
+/// Returns FPIR and FNIR of searches.
 pub fn open_set_rates<'a>(searches: impl IntoIterator<Item = Search<'a>>) -> OpenSetRates {
     let (mut strangers, mut named, mut enrolled, mut missed) = (0_usize, 0_usize, 0_usize, 0_usize);
     for Search { truth, answer } in searches {

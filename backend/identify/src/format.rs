@@ -115,7 +115,7 @@ impl<'a> Reader<'a> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
-    /// A `u32` that counts something in memory.
+    /// Reads a `u32` that counts something in memory.
     pub(crate) fn count(&mut self) -> Result<usize, IdentifyError> {
         usize::try_from(self.u32()?).map_err(|_| corrupt("a count exceeds this machine's address space"))
     }
@@ -124,18 +124,18 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    /// A finite double.
+    /// Reads a finite double.
     pub(crate) fn f64(&mut self) -> Result<f64, IdentifyError> {
         let value = f64::from_le_bytes(self.array()?);
         if value.is_finite() { Ok(value) } else { Err(corrupt("a number is not finite")) }
     }
 
-    /// As many finite singles as `to` is long.
+    /// Fills `to` with finite singles.
     pub(crate) fn f32s(&mut self, to: &mut [f32]) -> Result<(), IdentifyError> {
         read_f32s(self.take(size_of_val(to))?, to)
     }
 
-    /// `columns` finite singles for each of `rows`.
+    /// Reads a matrix of finite singles.
     pub(crate) fn matrix(&mut self, rows: usize, columns: usize) -> Result<Matrix, IdentifyError> {
         // Taken before memory is allocated for as many.
         let length = rows.checked_mul(columns).and_then(|count| count.checked_mul(4));
@@ -147,7 +147,7 @@ impl<'a> Reader<'a> {
         Ok(matrix)
     }
 
-    /// The number of bytes that are left.
+    /// Returns the number of bytes that are left.
     pub(crate) fn remaining(&self) -> usize {
         self.bytes.len()
     }

@@ -14,10 +14,10 @@ use crate::{
 ///
 /// An implementation must find the nearest people exactly, and must forget erased people wholly.
 pub trait Gallery: fmt::Debug + Send + Sync {
-    /// The number of people.
+    /// Returns the number of people.
     fn people(&self) -> usize;
 
-    /// The number of components of an embedding.
+    /// Returns the number of components of an embedding.
     fn dimensions(&self) -> usize;
 
     /// Searches for the `top_k` nearest people (one at least, at most all). `embedding` is L2-normalised and has

@@ -35,12 +35,12 @@ impl Labels {
         self.ends.shrink_to_fit();
     }
 
-    /// The number of labels.
+    /// Returns the number of labels.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there is no label.
+    /// Returns whether there is no label.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }

@@ -15,7 +15,7 @@ impl LogSum {
         Self { slope, reference: f32::NEG_INFINITY, sum: 0.0 }
     }
 
-    /// `exp(slope * (cosine - reference))`.
+    /// Returns `exp(slope * (cosine - reference))`.
     fn term(&self, cosine: f64) -> f64 {
         (f64::from(self.slope) * (cosine - f64::from(self.reference))).exp()
     }
@@ -36,7 +36,7 @@ impl LogSum {
         self.sum += self.term(cosine) - self.term(added);
     }
 
-    /// The logarithm; minus infinity of no cosine.
+    /// Returns the logarithm; minus infinity without cosines.
     pub(crate) fn value(&self) -> f64 {
         f64::from(self.slope) * f64::from(self.reference) + self.sum.max(0.0).ln()
     }
@@ -74,8 +74,8 @@ impl Kernel for Exponentials<'_> {
     }
 }
 
-/// 2^x of an x that is not above 0, with a relative error below 1e-6; of x below -126 as of -126. Without a branch or a call, so
-/// that it is computed for a whole vector at once.
+/// Computes 2^x for x at most 0, with a relative error below 1e-6; x below -126 counts as -126. Has no branch and no call, so
+/// that the compiler vectorises it.
 #[inline(always)]
 fn exp2(x: f32) -> f32 {
     /// Added to a small number, leaves its nearest integer in the lowest bits.

@@ -42,13 +42,13 @@ pub(crate) struct Matrix {
 pub(crate) struct Query(Matrix);
 
 impl Matrix {
-    /// A matrix of zeros.
+    /// Returns a matrix of zeros.
     pub(crate) fn zeros(rows: usize, columns: usize) -> Self {
         let lines = vec![CacheLine([0.0; LINE]); rows * lines_of(columns)];
         Self { lines, rows, columns }
     }
 
-    /// The vectors as rows; what is longer or shorter than the first is cut off or filled with zeros.
+    /// Returns the vectors as rows; longer ones than the first are cut off, shorter ones are filled with zeros.
     pub(crate) fn from_vectors(vectors: &[Vec<f32>]) -> Self {
         let mut matrix = Self::zeros(vectors.len(), vectors.first().map_or(0, Vec::len));
         for (row, vector) in matrix.iter_mut().zip(vectors) {
@@ -65,7 +65,7 @@ impl Matrix {
         self.columns
     }
 
-    /// Floats from the beginning of a row to that of the next.
+    /// Returns the number of floats from the beginning of a row to that of the next.
     fn stride(&self) -> usize {
         lines_of(self.columns) * LINE
     }
@@ -81,7 +81,7 @@ impl Matrix {
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.lines.len() * LINE) }
     }
 
-    /// A row, `[columns]`.
+    /// Returns a row, `[columns]`.
     pub(crate) fn row(&self, row: usize) -> Option<&[f32]> {
         if row >= self.rows {
             return None;
@@ -89,24 +89,24 @@ impl Matrix {
         self.floats().get(row * self.stride()..)?.get(..self.columns)
     }
 
-    /// The rows in order, `[columns]` each.
+    /// Returns the rows in order, `[columns]` each.
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.floats().chunks_exact(self.stride()).map(|row| row.get(..self.columns).unwrap_or_default())
     }
 
-    /// The rows in order, to be written.
+    /// Returns the rows in order, mutable.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
         let (stride, columns) = (self.stride(), self.columns);
         self.floats_mut().chunks_exact_mut(stride).map(move |row| row.get_mut(..columns).unwrap_or_default())
     }
 
-    /// The same as `[rows, columns]`, without a copy; `None` never, as the shape is that of the memory.
+    /// Returns the matrix as `[rows, columns]`, without a copy; `None` never, as the shape is that of the memory.
     pub(crate) fn view(&self) -> Option<ArrayView2<'_, f32>> {
         let shape = (self.rows, self.columns).strides((self.stride(), 1));
         ArrayView2::from_shape(shape, self.floats()).ok()
     }
 
-    /// The product of one row with `query`; of the same bits as [`scan`](Self::scan) gives.
+    /// Returns the product of one row with `query`, bit-identical to that of [`scan`](Self::scan).
     pub(crate) fn dot(&self, row: usize, query: &Query) -> Option<f32> {
         let stride = self.stride();
         let floats = self.floats().get(row.checked_mul(stride)?..)?.get(..stride)?;
@@ -126,15 +126,16 @@ impl Matrix {
         }
     }
 
-    /// The greatest product of a row with `query`; minus infinity without rows.
+    /// Returns the greatest product of a row with `query`; minus infinity without rows.
     pub(crate) fn max(&self, query: &Query) -> f32 {
         let mut max = f32::NEG_INFINITY;
         self.scan(query, |_, values| max = values.iter().copied().fold(max, f32::max));
         max
     }
 
-    /// The row with the greatest product with each row of `queries`, the first of equal ones; without the row that `except`
-    /// names for that query, if it names one. `None` where no row is left. In parallel, every row is read once for all queries.
+    /// Finds the row with the greatest product with each row of `queries`, the first of equal ones; without the row that
+    /// `except` names for that query, if it names one. `None` where no row is left. In parallel, every row is read once for all
+    /// queries.
     pub(crate) fn nearest(&self, queries: &Self, except: &[Option<usize>]) -> Vec<Nearest> {
         let (level, stride) = (SimdLevel::best(), self.stride());
         if queries.stride() != stride {
@@ -167,7 +168,7 @@ impl Matrix {
     }
 }
 
-/// The greater of two products, of equal ones that of the first row.
+/// Returns the greater of two products, or of equal ones that of the first row.
 fn nearer(one: Nearest, other: Nearest) -> Nearest {
     match (one, other) {
         (Some(a), Some(b)) => Some(if b.1 > a.1 || (b.1 == a.1 && b.0 < a.0) { b } else { a }),
@@ -183,7 +184,7 @@ impl Query {
     }
 }
 
-/// Cache lines of a row: one at least, so that rows have a length.
+/// Returns the number of cache lines of a row: at least one, so that rows have a length.
 fn lines_of(columns: usize) -> usize {
     columns.div_ceil(LINE).max(1)
 }
@@ -276,7 +277,8 @@ impl Kernel for ManyProducts<'_> {
     }
 }
 
-/// The products of all rows with `QUERIES` queries, by tiles of [`TILE`] rows. Every sum is that of [`Products`].
+/// Computes the products of all rows with `QUERIES` queries, by tiles of [`TILE`] rows. Every sum is that of
+/// [`Products`].
 #[inline(always)]
 fn group_products<S: Simd, const QUERIES: usize>(
     simd: S,
@@ -333,7 +335,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// Unit vectors.
+    /// Returns random unit vectors as rows.
     pub(crate) fn random(rows: usize, columns: usize) -> Matrix {
         let mut random = ChaCha8Rng::seed_from_u64(3);
         let mut matrix = Matrix::zeros(rows, columns);

@@ -148,7 +148,7 @@ impl Model {
         Self::train_with_progress(embedder, samples, options, &|_| ControlFlow::Continue(()))
     }
 
-    /// As [`train`](Self::train); reports progress, and can be cancelled.
+    /// Trains as [`train`](Self::train) does; reports progress and can be cancelled.
     ///
     /// # Errors
     /// Those of [`train`](Self::train); [`IdentifyError::Cancelled`] where `progress` cancelled it.
@@ -161,12 +161,11 @@ impl Model {
         Self::train_from(None, embedder, samples, options, progress)
     }
 
-    /// As [`train_with_progress`](Self::train_with_progress), faster where `self` was trained by
-    /// [`Solver::DualCoordinateDescent`] on most of these samples: hyperplanes that the new samples do not affect are kept,
-    /// the others are warm-started. The result is that of [`train`](Self::train) within the tolerance.
-    /// Where a sample was removed, every hyperplane is solved from scratch, so that no trace of it remains. Of
-    /// [`Method::NearestMean`], only the means of people whose samples have changed are computed; the result is exactly that of
-    /// [`train`](Self::train).
+    /// Trains as [`train_with_progress`](Self::train_with_progress) does, faster if `self` was trained by
+    /// [`Solver::DualCoordinateDescent`] on most of these samples: hyperplanes that the new samples do not affect are kept, the
+    /// others are warm-started. The result is that of [`train`](Self::train) within the tolerance. Where a sample was removed,
+    /// every hyperplane is solved from scratch, so that no trace of it remains. Of [`Method::NearestMean`], only the means of
+    /// people whose samples have changed are computed; the result is exactly that of [`train`](Self::train).
     ///
     /// A model of another embedder or dimension has no effect.
     ///
@@ -251,7 +250,8 @@ impl Model {
         Ok(Self { embedder: embedder.into(), dimensions, labels, means: Arc::new(means), classifier })
     }
 
-    /// `None` where the choice is free and hyperplanes can tell people apart whom their means cannot.
+    /// Trains by nearest means; `None` where the choice is free and hyperplanes can distinguish people that means
+    /// cannot.
     fn train_nearest_mean(
         previous: Option<&Self>,
         samples: &[Sample],
@@ -368,32 +368,33 @@ impl Model {
         Ok(nearest.map(|found| found.map(|(class, cosine)| (class, cosine.clamp(-1.0, 1.0)))).collect())
     }
 
-    /// The enrolled people, sorted.
+    /// Returns the enrolled people, sorted.
     pub fn labels(&self) -> &Labels {
         &self.labels
     }
 
-    /// The name of the embedder whose embeddings the model was trained on; embeddings of others are meaningless to it.
+    /// Returns the name of the embedder whose embeddings the model was trained on; embeddings of others are meaningless
+    /// to it.
     pub fn embedder(&self) -> &str {
         &self.embedder
     }
 
-    /// The number of components of an embedding; 0 where nobody is enrolled.
+    /// Returns the number of components of an embedding; 0 if nobody is enrolled.
     pub fn dimensions(&self) -> usize {
         self.dimensions
     }
 
-    /// The kind of the classifier; none without enrolled people.
+    /// Returns the kind of the classifier; none without enrolled people.
     pub fn classifier(&self) -> Option<ClassifierKind> {
         self.classifier.as_ref().map(|c| c.kind())
     }
 
-    /// The L2-normalised mean embedding of a person.
+    /// Returns the L2-normalised mean embedding of a person.
     pub fn mean_embedding(&self, label: &str) -> Option<&[f32]> {
         self.means.row(self.labels.position(label)?)
     }
 
-    /// The stored form: versioned, with a checksum, the same for the same model.
+    /// Returns the stored form: versioned, with a checksum, the same for the same model.
     ///
     /// Payload: embedder; `u32` dimensions; `u32` classes; the labels; the mean embeddings `[classes, dimensions]` as
     /// `f32`; and where there are classes, `u8` kind of the classifier and its parameters. Names are UTF-8 after
@@ -529,7 +530,7 @@ fn distinct(mut rows: Vec<Row<'_>>) -> Result<Vec<Row<'_>>, IdentifyError> {
     Ok(rows)
 }
 
-/// The L2-normalised mean of L2-normalised vectors.
+/// Returns the L2-normalised mean of L2-normalised vectors.
 fn mean(rows: &[&Row<'_>], dimensions: usize) -> Result<Vec<f32>, IdentifyError> {
     let mut sum = vec![0.0_f64; dimensions];
     for row in rows {

@@ -157,7 +157,7 @@ impl Classifier for NearestMean {
 }
 
 impl<'a> Previous<'a> {
-    /// The mean embedding of a person whose samples are the same.
+    /// Returns the kept mean embedding of a person whose samples have not changed.
     fn mean(&self, person: &Person<'_>) -> Option<&'a [f32]> {
         let class = self.labels.position(person.label)?;
         let same = self.classifier.digests.get(class) == Some(&person.digest);
@@ -165,13 +165,14 @@ impl<'a> Previous<'a> {
     }
 }
 
-/// The first eight bytes of SHA-256, which lead back to no embedding.
+/// Returns the first eight bytes of SHA-256, from which no embedding can be recovered.
 fn digest(bytes: impl AsRef<[u8]>) -> u64 {
     let digest = Sha256::digest(bytes);
     digest.as_chunks::<8>().0.first().map_or(0, |chunk| u64::from_le_bytes(*chunk))
 }
 
-/// A digest of each sample's direction. Fails as a training does on the first sample that is no embedding of so many dimensions.
+/// Returns a digest of each sample's direction. Fails as a training does on the first sample that is no embedding of so
+/// many dimensions.
 fn sample_digests(samples: &[Sample], dimensions: usize) -> Result<Vec<u64>, IdentifyError> {
     let one = |(index, sample): (usize, &Sample)| {
         let subject = || format!("sample {index}");
@@ -206,7 +207,7 @@ fn check_conflicts(samples: &[Sample], digests: &[u64]) -> Result<(), IdentifyEr
     Ok(())
 }
 
-/// The people by label.
+/// Returns the people by label.
 fn group<'a>(samples: &'a [Sample], digests: &[u64]) -> Vec<Person<'a>> {
     let mut order: Vec<(&str, u64, usize)> = samples
         .iter()
@@ -229,7 +230,7 @@ fn group<'a>(samples: &'a [Sample], digests: &[u64]) -> Vec<Person<'a>> {
     order.chunk_by(|a, b| a.0 == b.0).map(person).collect()
 }
 
-/// The L2-normalised mean of the directions of some samples.
+/// Returns the L2-normalised mean of the directions of some samples.
 fn mean(samples: &[Sample], of: &[usize]) -> Result<Vec<f32>, IdentifyError> {
     let mut sum: Vec<f64> = Vec::new();
     for sample in of.iter().filter_map(|index| samples.get(*index)) {
@@ -308,7 +309,7 @@ fn fit_slope(
     Ok((slope(best.map_or(DEFAULT_SLOPE, |(_, factor)| *factor)), Some(mistakes)))
 }
 
-/// Up to `most` of the numbers below `count`, evenly spaced, rising.
+/// Returns up to `most` of numbers below `count`, evenly spaced, rising.
 fn evenly(count: usize, most: usize) -> Vec<usize> {
     let taken = count.min(most);
     (0..taken).map(|position| position * count / taken).collect()

@@ -106,18 +106,18 @@ impl Quantised {
 }
 
 impl QuantisedQuery {
-    /// How far a product may be from the exact one.
+    /// Returns how far a product may be from the exact one.
     pub(crate) fn error(&self) -> f64 {
         self.error
     }
 }
 
-/// The greatest magnitude of a component.
+/// Returns the greatest magnitude of a component.
 fn largest(vector: &[f32]) -> f32 {
     vector.iter().fold(0.0, |largest, value| value.abs().max(largest))
 }
 
-/// `value * scale`, which must be in the range, as an integer.
+/// Rounds `value * scale`, which must be in the range of the integer.
 #[expect(clippy::cast_possible_truncation, reason = "the lowest eight bits are the integer")]
 fn rounded(value: f32, scale: f32) -> i8 {
     /// Added to a small number, leaves its nearest integer in the lowest bits: without a call, so that a whole vector is
@@ -126,7 +126,7 @@ fn rounded(value: f32, scale: f32) -> i8 {
     (value * scale + ROUND).to_bits() as i8
 }
 
-/// `value / scale` as an integer; 0 where the scale is.
+/// Rounds `value / scale` to an integer; 0 if the scale is 0.
 #[expect(clippy::cast_possible_truncation, reason = "rounding is what this is for; `as` keeps to the range")]
 fn rounded_finely(value: f32, scale: f32) -> i16 {
     if scale > 0.0 { (value / scale).round() as i16 } else { 0 }

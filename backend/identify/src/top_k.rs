@@ -31,7 +31,7 @@ impl TopK {
         Self { k, margin, kept: Vec::new(), buffer, bound: f64::NEG_INFINITY }
     }
 
-    /// What is not above it would be dropped.
+    /// Returns the bound; scores that are not above it would be dropped.
     pub(crate) fn bound(&self) -> f64 {
         self.bound
     }
@@ -65,13 +65,13 @@ impl TopK {
         }
     }
 
-    /// The best scores and those within the margin, in no order.
+    /// Returns the best scores and those within the margin, in no order.
     pub(crate) fn into_candidates(mut self) -> Vec<(f64, usize)> {
         self.shrink();
         self.kept
     }
 
-    /// The scores and their classes, best first.
+    /// Returns the scores and their classes, best first.
     pub(crate) fn into_sorted(self) -> Vec<(f64, usize)> {
         let k = self.k;
         let mut best = self.into_candidates();
@@ -113,7 +113,7 @@ impl Softmax {
         self.best.push(log, class);
     }
 
-    /// The most probable classes with their probabilities, best first.
+    /// Returns the most probable classes with their probabilities, best first.
     pub(crate) fn into_probabilities(self) -> Vec<(usize, f64)> {
         let Self { best, highest, sum } = self;
         let probability = |(log, class): (f64, usize)| (class, (log - highest).exp() / sum);

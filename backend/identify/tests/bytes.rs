@@ -192,8 +192,8 @@ fn first_format() -> Vec<u8> {
     digits.chunks(2).map(byte).collect()
 }
 
-/// The same model as coordinate descent wrote it while probabilities were cross-validated: format version 2, kind 2, and
-/// behind the classes the history of three samples, of which all were solved, with three folds.
+/// Returns the same model as coordinate descent wrote it while probabilities were cross-validated: format version 2,
+/// kind 2, and behind the classes the history of three samples, of which all were solved, with three folds.
 fn second_format() -> Vec<u8> {
     let first = first_format();
     let mut payload = first[18..first.len() - 32].to_vec();

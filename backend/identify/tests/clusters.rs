@@ -28,7 +28,7 @@ fn normalised(face: &[f32]) -> Vec<f32> {
 
 const DIMENSIONS: usize = 24;
 
-/// Faces of `people` people, one after the other at random: the person, and a vector near the person's own.
+/// Returns faces of `people` people, one after the other at random: the person, and a vector near the person's own.
 fn faces(seed: u64, people: usize, number: usize, noise: f32) -> Vec<(usize, Vec<f32>)> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut vector = || -> Vec<f32> { (0..DIMENSIONS).map(|_| random.random_range(-1.0..1.0)).collect() };
@@ -51,7 +51,7 @@ fn ids() -> impl FnMut() -> i64 {
     }
 }
 
-/// Average linkage as its definition has it: all members are kept, all pairs of clusters are compared each time.
+/// Clusters by the definition of average linkage: all members are kept, all pairs of clusters are compared each time.
 fn one_by_one(faces: &[Vec<f32>], least: f64) -> Vec<usize> {
     let unit: Vec<Vec<f32>> = faces.iter().map(|face| normalised(face)).collect();
     let cosine = |a: usize, b: usize| dot(&unit[a], &unit[b]);
@@ -86,7 +86,7 @@ fn one_by_one(faces: &[Vec<f32>], least: f64) -> Vec<usize> {
     labels
 }
 
-/// Whether two lists of labels group alike.
+/// Returns whether two lists of labels group alike.
 fn alike<A: PartialEq, B: PartialEq>(one: &[A], other: &[B]) -> bool {
     let pairs = |n: usize| (0..n).flat_map(move |a| (0..a).map(move |b| (a, b)));
     one.len() == other.len() && pairs(one.len()).all(|(a, b)| (one[a] == one[b]) == (other[a] == other[b]))

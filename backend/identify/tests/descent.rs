@@ -30,7 +30,7 @@ fn retrain(model: &Model, samples: &[Sample]) -> Model {
     model.retrain("mobilefacenet", samples, &DESCENT, &go_on).expect("training works")
 }
 
-/// The greatest difference of a probability between two models of the same people.
+/// Returns the greatest difference of a probability between two models of the same people.
 fn difference(a: &Model, b: &Model, samples: &[Sample]) -> f32 {
     assert_eq!(a.labels(), b.labels());
     let confidences = |model: &Model, sample: &Sample| {

@@ -8,7 +8,7 @@ mod common;
 use common::synthetic;
 use facepipe_identify::{Method, Model, TrainOptions};
 
-/// The most memory that this process had resident so far, bytes; none where the system does not tell.
+/// Returns the peak of this process' resident memory, bytes; none where the system does not report it.
 fn peak() -> Option<usize> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -106,7 +106,7 @@ impl SimdLevel {
         }
     }
 
-    /// Floats in a vector.
+    /// Returns the number of floats in a vector.
     pub const fn lanes(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
@@ -119,7 +119,7 @@ impl SimdLevel {
         }
     }
 
-    /// Output channels of a whole tile.
+    /// Returns the number of output channels of a whole tile.
     pub const fn tile_channels(self) -> usize {
         let vectors = match self {
             #[cfg(target_arch = "x86_64")]

@@ -162,7 +162,7 @@ fn mysql_address(url: &Url, mariadb: bool) -> Vec<String> {
     arguments
 }
 
-/// Percent-decodes a text.
+/// Returns Percent-decodes a text.
 fn decoded(text: &str) -> String {
     percent_decode_str(text).decode_utf8_lossy().into_owned()
 }

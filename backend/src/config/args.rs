@@ -126,14 +126,14 @@ impl Args {
         Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
     }
 
-    /// The environment variables of all settings.
+    /// Returns the environment variables of all settings.
     pub fn variables() -> Vec<String> {
         let command = Self::command();
         let variables = command.get_arguments().filter_map(clap::Arg::get_env);
         variables.map(|name| name.to_string_lossy().into_owned()).collect()
     }
 
-    /// The command line; its commands take every setting, too.
+    /// Returns the command line; its commands take every setting, too.
     pub(super) fn command_with_global_settings() -> clap::Command {
         Self::command().mut_args(|argument| {
             let is_of_the_server = argument.get_id().as_str().starts_with("print_");

@@ -42,12 +42,12 @@ impl BrowserConfig {
         Ok(())
     }
 
-    /// The folder of the guide, whether or not it exists.
+    /// Returns the folder of the guide, which need not exist.
     pub fn guide(&self) -> &Path {
         self.guide_dir.as_deref().unwrap_or(Path::new(Self::GUIDE_DIR))
     }
 
-    /// The public URL, without a `/` at its end.
+    /// Returns the public URL, without a trailing `/`.
     ///
     /// # Errors
     /// It is no URL, of a scheme other than http and https, or has a user, a query or a fragment.
@@ -63,7 +63,7 @@ impl BrowserConfig {
         Ok(Some(url.as_str().trim_end_matches('/').to_owned()))
     }
 
-    /// The origins of pages that may use the server, as browsers write them.
+    /// Returns the origins of pages that may use the server, as browsers write them.
     ///
     /// # Errors
     /// One is no origin of http or https.

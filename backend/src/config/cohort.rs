@@ -24,7 +24,7 @@ impl CohortConfig {
         Ok(())
     }
 
-    /// How the cohort is filled.
+    /// Returns how the cohort is filled.
     pub(crate) fn options(&self) -> FillOptions {
         FillOptions { from_cameras: self.cohort_from_cameras, max: self.cohort_max }
     }

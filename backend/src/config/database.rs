@@ -23,7 +23,7 @@ settings! {
     }
 }
 
-/// `scheme://user:password@host` without the password.
+/// Returns `scheme://user:password@host` without the password.
 pub(super) fn without_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
     match rest.rsplit_once('@') {

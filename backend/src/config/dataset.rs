@@ -19,7 +19,7 @@ settings! {
 }
 
 impl DatasetConfig {
-    /// Which Face IDs are the same person's.
+    /// Returns the rule by which Face IDs count as the same person's.
     pub fn same_name(&self) -> SameName {
         if self.face_ids_ignore_case { SameName::IgnoringCase } else { SameName::MindingCase }
     }

@@ -31,7 +31,7 @@ pub enum ServerRole {
 }
 
 impl ServerRole {
-    /// The name in settings and errors.
+    /// Returns its name in settings and errors.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Recognize => "recognize",
@@ -40,19 +40,19 @@ impl ServerRole {
         }
     }
 
-    /// Whether it does the deployment's work in the background.
+    /// Returns whether this server does the deployment's work in the background.
     pub fn manages(self) -> bool {
         self != Self::Recognize
     }
 }
 
 impl DeploymentConfig {
-    /// The time between looks for changes by other servers.
+    /// Returns the time between checks for changes by other servers.
     pub(crate) fn poll_interval(&self) -> Duration {
         Duration::from_millis(self.poll_interval_ms)
     }
 
-    /// How long a lease lasts unless it is renewed.
+    /// Returns how long a lease lasts unless it is renewed.
     pub(crate) fn lease(&self) -> Duration {
         Duration::from_secs(self.lease_s)
     }

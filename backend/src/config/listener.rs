@@ -34,7 +34,7 @@ settings! {
 }
 
 impl ListenerConfig {
-    /// How the server treats its connections.
+    /// Returns how the server treats its connections.
     pub(crate) fn connection_options(&self) -> ConnectionOptions {
         ConnectionOptions {
             workers: self.http_workers,
@@ -44,12 +44,12 @@ impl ListenerConfig {
         }
     }
 
-    /// How long a stopping server still serves.
+    /// Returns how long a stopping server still serves.
     pub(crate) fn drain_delay(&self) -> Duration {
         Duration::from_secs(self.drain_delay_s)
     }
 
-    /// How long accepted requests, and work in the background, may take to complete.
+    /// Returns how long accepted requests, and work in the background, may take to complete.
     pub(crate) fn shutdown_timeout(&self) -> Duration {
         Duration::from_secs(self.shutdown_timeout_s)
     }

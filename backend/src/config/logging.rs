@@ -38,7 +38,7 @@ impl LoggingConfig {
         Ok(())
     }
 
-    /// The collector's URL.
+    /// Returns the collector's URL.
     ///
     /// # Errors
     /// It is no URL, or of a scheme other than http and https.

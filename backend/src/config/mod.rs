@@ -115,7 +115,7 @@ concerns! {
 }
 
 impl Config {
-    /// The configuration with changes.
+    /// Returns the configuration with `change` applied.
     ///
     /// ```
     /// use facepipe_backend::Config;
@@ -168,13 +168,13 @@ impl Config {
         self.check_limits()
     }
 
-    /// The names of all settings, as keys of the configuration file.
+    /// Returns the names of all settings, as keys of the configuration file.
     pub(crate) fn keys() -> Vec<String> {
         let settings = serde_json::to_value(Self::default()).unwrap_or_default();
         settings.as_object().into_iter().flatten().map(|(key, _)| key.clone()).collect()
     }
 
-    /// The database's URL.
+    /// Returns the database's URL.
     pub fn database_url(&self) -> String {
         match &self.database.database_url {
             Some(url) => url.clone(),
@@ -182,7 +182,7 @@ impl Config {
         }
     }
 
-    /// How to connect to the database.
+    /// Returns how to connect to the database.
     pub fn database_options(&self) -> DatabaseOptions {
         let database = &self.database;
         DatabaseOptions {
@@ -196,7 +196,7 @@ impl Config {
         }
     }
 
-    /// The configuration as a configuration file, without the passwords of URLs.
+    /// Returns the configuration as a configuration file, without the passwords of URLs.
     ///
     /// # Errors
     /// A path is not Unicode, or `results_url` is no URL.

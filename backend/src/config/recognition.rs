@@ -69,7 +69,7 @@ impl RecognitionConfig {
         Ok(())
     }
 
-    /// The configured embedder.
+    /// Returns the configured embedder.
     ///
     /// # Errors
     /// There is none of that name.
@@ -81,7 +81,7 @@ impl RecognitionConfig {
             .context("embedder must be inception-resnet-v1, mobilefacenet or dlib-resnet")
     }
 
-    /// The device of the networks.
+    /// Returns the device of the networks.
     ///
     /// # Errors
     /// There is no device of that name.
@@ -89,7 +89,7 @@ impl RecognitionConfig {
         self.device.parse().context("device must be cpu, cuda or cuda:<number>")
     }
 
-    /// The configured implementation of the networks.
+    /// Returns the configured implementation of the networks.
     ///
     /// # Errors
     /// There is none of that name.
@@ -98,17 +98,17 @@ impl RecognitionConfig {
         compute.context("compute must be native or candle")
     }
 
-    /// How long a track takes crops after its last one; `None` where each crop is decided by itself.
+    /// Returns how long a track takes crops after its last one; `None` if each crop is decided by itself.
     pub(crate) fn track_window(&self) -> Option<Duration> {
         (self.track_window_s > 0).then(|| Duration::from_secs(self.track_window_s.into()))
     }
 
-    /// The limits of images.
+    /// Returns the limits of images.
     pub(crate) fn decode_limits(&self) -> DecodeLimits {
         DecodeLimits { max_bytes: self.max_image_bytes, max_pixels: self.max_image_pixels }
     }
 
-    /// The options of recognition with an embedder that has this default threshold.
+    /// Returns the options of recognition with an embedder that has this default threshold.
     pub(crate) fn options(&self, default_threshold: f32) -> RecogniserOptions {
         RecogniserOptions {
             threshold: MatchThreshold { configured: self.match_threshold, default: default_threshold },

@@ -20,7 +20,7 @@ settings! {
 }
 
 impl ResultsConfig {
-    /// The external API's URL.
+    /// Returns the external API's URL.
     ///
     /// # Errors
     /// It is no URL, or of a scheme other than http and https. The message has no password.
@@ -28,17 +28,17 @@ impl ResultsConfig {
         http_url("results_url", self.results_url.as_deref())
     }
 
-    /// For how long a result is sent again.
+    /// Returns for how long a result is sent again.
     pub(crate) fn max_age(&self) -> Duration {
         Duration::from_secs(self.results_max_age_s)
     }
 
-    /// How long the external API may take to respond.
+    /// Returns how long the external API may take to respond.
     pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(self.results_timeout_s)
     }
 
-    /// The URL without its password.
+    /// Returns the URL without its password.
     pub(super) fn shown_url(&self) -> anyhow::Result<Option<String>> {
         let Some(mut url) = self.results_url()?.filter(|url| url.password().is_some()) else {
             return Ok(self.results_url.clone());

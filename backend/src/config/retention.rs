@@ -38,17 +38,17 @@ pub enum ErasedDetections {
 }
 
 impl RetentionConfig {
-    /// For how long detections are kept; `None` forever.
+    /// Returns for how long detections are kept; `None` forever.
     pub fn detections_max_age(&self) -> Option<Duration> {
         self.detections_max_age_days.map(|days| Duration::from_secs(u64::from(days) * DAY_S))
     }
 
-    /// Whether a person's detections are deleted with the person.
+    /// Returns whether a person's detections are deleted with the person.
     pub(crate) fn erases_detections(&self) -> bool {
         self.erase_detections == ErasedDetections::Delete
     }
 
-    /// How far a capture time may be from its arrival.
+    /// Returns how far a capture time may be from its arrival.
     pub(crate) fn plausible_times(&self) -> PlausibleRange {
         PlausibleRange::new(
             Duration::from_secs(u64::from(self.captured_at_max_ahead_minutes) * MINUTE_S),
@@ -56,7 +56,7 @@ impl RetentionConfig {
         )
     }
 
-    /// What is deleted when.
+    /// Returns the options of retention: what is deleted, and when.
     pub(crate) fn options(&self) -> RetentionOptions {
         RetentionOptions { max_age: self.detections_max_age(), ahead: self.plausible_times().ahead }
     }

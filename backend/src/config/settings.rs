@@ -79,13 +79,13 @@ macro_rules! settings {
     (@shown $config:ident $name:ident;) => { $crate::config::settings::shown(&$config::default().$name) };
 }
 
-/// The text of `--help`: the lines of a doc comment and the default.
+/// Returns the text of `--help`: the lines of a doc comment and the default.
 pub fn help(doc: &[&str], default: String) -> String {
     let lines: Vec<&str> = doc.iter().map(|line| line.trim()).collect();
     format!("{} [default: {default}]", lines.join(" "))
 }
 
-/// A default as the configuration file has it, without quotes.
+/// Returns a default as the configuration file has it, without quotes.
 pub fn shown(default: &impl Serialize) -> String {
     match serde_json::to_value(default) {
         Ok(Value::String(text)) => text,
@@ -100,7 +100,7 @@ pub trait Limited {
     /// The type of the limits.
     type Number: PartialOrd + Display;
 
-    /// The value; `None` is within any limits.
+    /// Returns the value to be compared with the limits; `None` is within any limits.
     fn number(&self) -> Option<Self::Number>;
 }
 

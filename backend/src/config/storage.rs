@@ -35,7 +35,7 @@ impl StorageConfig {
         }
     }
 
-    /// The folder of the blobs; `None` for S3 and Azure.
+    /// Returns the folder of the blobs; `None` for S3 and Azure.
     ///
     /// # Errors
     /// `blobs_url` is no URL, or names a folder of another machine.
@@ -46,12 +46,12 @@ impl StorageConfig {
         }
     }
 
-    /// The folder of the blobs without `blobs_url`.
+    /// Returns the folder of the blobs without `blobs_url`.
     pub fn blobs_dir(&self) -> PathBuf {
         self.data_dir.join("blobs")
     }
 
-    /// The folders that this process writes to: the data folder, and that of the blobs where it lies elsewhere.
+    /// Returns the folders that this process writes to: the data folder, and that of the blobs where it lies elsewhere.
     pub(crate) fn folders(&self) -> Vec<Folder> {
         let mut folders = vec![Folder { name: "data", path: self.data_dir.clone() }];
         let blobs = self.blobs_url.as_deref().and_then(|url| Url::parse(url).ok());
@@ -62,7 +62,7 @@ impl StorageConfig {
         folders
     }
 
-    /// When blobs without a row are removed.
+    /// Returns when blobs without a row are removed.
     pub(crate) fn sweep(&self) -> SweepOptions {
         SweepOptions {
             interval: Duration::from_secs(self.sweep_interval_s),

@@ -25,7 +25,7 @@ impl TlsConfig {
         self.files().map(|_| ())
     }
 
-    /// The files of TLS; `None` where the server speaks http.
+    /// Returns the files of TLS; `None` if the server uses plain HTTP.
     ///
     /// # Errors
     /// One is set without the other that it needs.
@@ -46,12 +46,12 @@ impl TlsConfig {
         Ok(Some(TlsFiles { certificate, key, client_ca: self.tls_client_ca.clone() }))
     }
 
-    /// `https` or `http`.
+    /// Returns `https` or `http`.
     pub(crate) fn scheme(&self) -> &'static str {
         if self.tls_certificate.is_some() { "https" } else { "http" }
     }
 
-    /// The value of `Strict-Transport-Security`; `None` where the server speaks http.
+    /// Returns the value of `Strict-Transport-Security`; `None` if the server uses plain HTTP.
     pub(crate) fn hsts(&self) -> Option<String> {
         self.tls_certificate.as_ref().map(|_| format!("max-age={}", self.hsts_max_age_s))
     }

@@ -35,7 +35,7 @@ impl UnknownsConfig {
         Ok(())
     }
 
-    /// How long pictures of unknown faces are kept; `None` where none are.
+    /// Returns how long pictures of unknown faces are kept; `None` if none are.
     pub(crate) fn picture_max_age(&self) -> Option<Duration> {
         self.unknown_pictures.then(|| Duration::from_secs(self.unknown_max_age_hours * 3600))
     }

@@ -129,7 +129,7 @@ impl ModelWarningCode {
         Self::HighFnir,
     ];
 
-    /// The name in responses and metrics.
+    /// Returns the name in responses and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::PeopleAlike => "people_alike",
@@ -172,7 +172,7 @@ impl ModelWarningCode {
 }
 
 impl ModelWarning {
-    /// A warning that names nobody.
+    /// Creates a warning that lists nobody.
     pub fn new(code: ModelWarningCode, count: i64) -> Self {
         Self { code, message: code.message(count), count, people: Vec::new(), pairs: Vec::new() }
     }
@@ -202,13 +202,13 @@ impl ModelWarning {
 }
 
 impl ModelCalibration {
-    /// The threshold in the precision of scores.
+    /// Returns the threshold with the precision of scores.
     #[expect(clippy::cast_possible_truncation, reason = "it was widened from single precision")]
     pub fn match_threshold(&self) -> f32 {
         self.threshold as f32
     }
 
-    /// The ids of all people in the warnings.
+    /// Returns the ids of all people in the warnings.
     pub fn person_ids(&self) -> HashSet<String> {
         let people = self.warnings.iter().flat_map(ModelWarning::references);
         people.map(|person| person.person_id.clone()).collect()

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 /// A moment: microseconds since 1970-01-01T00:00:00Z.
 pub type Micros = i64;
 
-/// The present moment.
+/// Returns the present time.
 pub fn now() -> Micros {
     to_micros(OffsetDateTime::now_utc())
 }

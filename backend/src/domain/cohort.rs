@@ -13,7 +13,7 @@ impl CohortSource {
     /// All sources.
     pub const ALL: [Self; 2] = [Self::Uploaded, Self::Camera];
 
-    /// The name in rows, responses and queries.
+    /// Returns its name in rows, responses and queries.
     pub fn name(self) -> &'static str {
         match self {
             Self::Uploaded => "uploaded",
@@ -21,13 +21,13 @@ impl CohortSource {
         }
     }
 
-    /// The source of this name.
+    /// Returns the source with this name; `None` for any other text.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|source| source.name() == name)
     }
 }
 
-/// The inner product; the cosine of two L2-normalised embeddings.
+/// Returns the inner product; the cosine of two L2-normalised embeddings.
 pub fn cosine(one: &[f32], other: &[f32]) -> f32 {
     one.iter().zip(other).map(|(a, b)| a * b).sum()
 }

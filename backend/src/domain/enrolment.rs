@@ -12,8 +12,8 @@ pub struct OwnSimilarity {
 }
 
 impl IdentifiedFace {
-    /// The person other than `own` whom the active model recognises in this face, and the score; `None` where it recognises
-    /// nobody, or `own`.
+    /// Returns the person other than `own` whom the active model recognises in this face, and the score; `None` where it
+    /// recognises nobody, or `own`.
     pub fn looks_like_another(&self, own: i64) -> Option<(i64, f32)> {
         let (person, _) = *self.predictions.first()?;
         (self.known && person != own).then_some((person, self.score?))

@@ -73,7 +73,7 @@ impl EmbeddingSum {
         self.weight += weight;
     }
 
-    /// The mean embedding, L2-normalised. Embeddings that cancel each other out have none: all zeros.
+    /// Returns the mean embedding, L2-normalised. If the embeddings cancel each other out, it is all zeros.
     pub fn mean(&self) -> Vec<f32> {
         let norm = self.sum.iter().map(|x| x * x).sum::<f32>().sqrt();
         let norm = if norm > 0.0 { norm } else { 1.0 };
@@ -90,7 +90,7 @@ pub struct EnrolledFace {
     pub quality: FaceQuality,
 }
 
-/// The row ids of the people in the predictions of faces.
+/// Returns the row ids of the people in the predictions of faces.
 pub fn people_of<'a>(faces: impl IntoIterator<Item = &'a IdentifiedFace>) -> HashSet<i64> {
     faces.into_iter().flat_map(|face| &face.predictions).map(|(person, _)| *person).collect()
 }
@@ -111,12 +111,12 @@ pub struct ResolvedIdentity {
 const MIN_WEIGHT: f32 = 0.01;
 
 impl IdentifiedFace {
-    /// How much it counts in its track, 0.01 to 1: the weight of its quality.
+    /// Returns the face's weight in its track, 0.01 to 1, derived from its quality.
     pub fn weight(&self) -> f32 {
         self.quality.weight().max(MIN_WEIGHT)
     }
 
-    /// The present decision.
+    /// Returns the present decision.
     pub fn decision(&self) -> FaceDecision {
         FaceDecision {
             known: self.known,

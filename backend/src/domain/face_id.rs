@@ -56,7 +56,7 @@ pub enum InvalidFaceId {
     Encoding,
 }
 
-/// A character in errors: a visible ASCII character as it is, any other by its code point only.
+/// Formats a character for errors: a visible ASCII character as it is, any other by its code point only.
 fn code_point(character: char) -> String {
     let number = u32::from(character);
     match character.general_category() {
@@ -66,18 +66,18 @@ fn code_point(character: char) -> String {
 }
 
 impl FaceId {
-    /// The text.
+    /// Returns the text as it was given.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The key that all Face IDs that count as the same share. At most 512 bytes; internal.
+    /// Returns the key that Face IDs share if they count as the same. At most 512 bytes; internal.
     pub fn key(&self, rule: SameName) -> String {
         key(&self.0, rule)
     }
 }
 
-/// [`FaceId::key`] of any text.
+/// Returns the [`FaceId::key`] of any text.
 pub fn key(text: &str, rule: SameName) -> String {
     // Unicode's compatibility caseless match (The Unicode Standard, 3.13, D146): one-sided forms such as full-width
     // letters and no-break spaces are the same as the usual ones.
@@ -110,7 +110,7 @@ fn canonical_sign(character: char) -> char {
     }
 }
 
-/// Invisible characters: Unicode's Default_Ignorable_Code_Point, and the empty braille cell.
+/// Returns whether a character is invisible: Unicode's Default_Ignorable_Code_Point, and the empty braille cell.
 fn is_ignorable(character: char) -> bool {
     matches!(
         u32::from(character),
@@ -134,12 +134,13 @@ fn is_ignorable(character: char) -> bool {
     )
 }
 
-/// ZERO WIDTH NON-JOINER and ZERO WIDTH JOINER, which Persian and Indic orthographies need.
+/// Returns whether a character is ZERO WIDTH NON-JOINER or ZERO WIDTH JOINER, which Persian and Indic orthographies
+/// need.
 fn is_joiner(character: char) -> bool {
     matches!(character, '\u{200c}' | '\u{200d}')
 }
 
-/// Why a character is not allowed anywhere.
+/// Returns why a character is not allowed anywhere.
 fn rejection_reason(character: char) -> Option<&'static str> {
     use GeneralCategory as Category;
     match character {

@@ -28,7 +28,7 @@ impl JobKind {
     pub const ALL: [Self; 5] =
         [Self::OptimizedTrain, Self::Train, Self::GenerateEmb, Self::ReclusterUnknowns, Self::SearchPast];
 
-    /// The name in rows, metrics and responses.
+    /// Returns the name in rows, metrics and responses.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::OptimizedTrain => "optimized-train",
@@ -39,7 +39,7 @@ impl JobKind {
         }
     }
 
-    /// The kind of this name.
+    /// Returns the kind with this name; `None` for any other text.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.as_str() == name)
     }
@@ -65,7 +65,7 @@ impl JobStatus {
     /// All states, in the order in which a job goes through them.
     pub const ALL: [Self; 5] = [Self::Queued, Self::Running, Self::Done, Self::Failed, Self::Cancelled];
 
-    /// The name in rows, metrics and responses.
+    /// Returns the name in rows, metrics and responses.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -76,12 +76,12 @@ impl JobStatus {
         }
     }
 
-    /// The state of this name.
+    /// Returns the state with this name; `None` for any other text.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|status| status.as_str() == name)
     }
 
-    /// Whether the job is in its final state.
+    /// Returns whether the job is in its final state.
     pub fn has_ended(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Cancelled)
     }
@@ -152,7 +152,7 @@ pub enum JobOutcome {
 }
 
 impl JobOutcome {
-    /// The final state of the job.
+    /// Returns the final state of the job.
     pub fn status(&self) -> JobStatus {
         match self {
             Self::Done(_) => JobStatus::Done,

@@ -19,7 +19,7 @@ impl Task {
     /// All tasks.
     pub const ALL: [Self; 5] = [Self::Retain, Self::Sweep, Self::Backup, Self::Cohort, Self::Recluster];
 
-    /// The name in rows and metrics.
+    /// Returns the name in rows and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Retain => "retain",

@@ -108,7 +108,7 @@ pub struct UnknownPosition {
 }
 
 impl UnknownOrder {
-    /// The position of a cluster.
+    /// Returns the cluster's position in lists.
     pub fn position(self, unknown: &Unknown) -> UnknownPosition {
         let value = match self {
             Self::LastSeen => unknown.last_seen,
@@ -168,7 +168,7 @@ pub struct ClusterSummary {
 }
 
 impl UnknownFace {
-    /// Whether two faces, the earlier one first, are of the same track.
+    /// Returns whether two faces, the earlier one first, belong to the same track.
     pub fn is_followed_by(&self, later: &Self) -> bool {
         match (self.track_row, later.track_row) {
             (Some(one), Some(other)) => one == other,
@@ -182,7 +182,7 @@ impl UnknownFace {
         }
     }
 
-    /// The times between which faces of the same track may follow or precede this one.
+    /// Returns the times between which faces of the same track may follow or precede this one.
     pub fn track_range(&self) -> (Micros, Micros) {
         (self.captured_at.saturating_sub(TRACK_GAP), self.captured_at.saturating_add(TRACK_GAP))
     }
@@ -195,7 +195,7 @@ impl UnknownTrack {
         Self::runs(faces).iter().filter_map(|run| Self::new(run)).collect()
     }
 
-    /// The faces of each track in the order of time, as [`of`](Self::of) puts them together.
+    /// Returns the faces of each track in the order of time, grouped as in [`of`](Self::of).
     pub fn runs(mut faces: Vec<UnknownFace>) -> Vec<Vec<UnknownFace>> {
         faces.retain(|face| normalised(&face.embedding).is_some());
         Self::separate_faces_of_one_picture(&mut faces);
@@ -227,7 +227,7 @@ impl UnknownTrack {
         }
     }
 
-    /// The track of some faces; `None` without any, or where their mean has no direction.
+    /// Creates the track of some faces; `None` without faces, or if their mean has no direction.
     pub fn new(faces: &[UnknownFace]) -> Option<Self> {
         let first = faces.first()?;
         let unit: Vec<Vec<f32>> = faces.iter().filter_map(|face| normalised(&face.embedding)).collect();
@@ -241,7 +241,7 @@ impl UnknownTrack {
 }
 
 impl ClusterSummary {
-    /// The summary of a cluster's tracks; `None` without any.
+    /// Returns the summary of a cluster's tracks; `None` without tracks.
     pub fn of(tracks: &[&UnknownTrack]) -> Option<Self> {
         let means: Vec<&[f32]> = tracks.iter().map(|track| track.mean.as_slice()).collect();
         let mean = mean_of(&means, tracks.first()?.mean.len());
@@ -261,7 +261,7 @@ fn length<T>(list: &[T]) -> i64 {
     i64::try_from(list.len()).unwrap_or(i64::MAX)
 }
 
-/// The mean of vectors with so many components.
+/// Returns the mean of vectors with so many components.
 #[expect(clippy::cast_possible_truncation, reason = "embeddings have single precision")]
 fn mean_of<V: AsRef<[f32]>>(vectors: &[V], components: usize) -> Vec<f32> {
     let mut sums = vec![0.0_f64; components];
@@ -272,7 +272,7 @@ fn mean_of<V: AsRef<[f32]>>(vectors: &[V], components: usize) -> Vec<f32> {
     sums.into_iter().map(|sum| (sum / number) as f32).collect()
 }
 
-/// A vector of length 1; `None` where it has no direction.
+/// Returns the vector scaled to length 1; `None` if it has no direction.
 #[expect(clippy::cast_possible_truncation, reason = "embeddings have single precision")]
 fn normalised(vector: &[f32]) -> Option<Vec<f32>> {
     let length = product(vector, vector).sqrt();
@@ -284,7 +284,7 @@ fn product(one: &[f32], other: &[f32]) -> f64 {
     one.iter().zip(other).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
-/// The position of the vector that is nearest to `mean`, of equally near ones the first.
+/// Returns the position of the vector that is nearest to `mean`, or the first of equally near ones.
 fn nearest<V: AsRef<[f32]>>(vectors: &[V], mean: &[f32]) -> Option<usize> {
     let products = vectors.iter().map(|vector| product(vector.as_ref(), mean)).enumerate();
     let best = products.max_by(|(a, one), (b, other)| match one.total_cmp(other) {

@@ -351,7 +351,7 @@ pub enum FaceField {
 }
 
 impl FaceField {
-    /// The name of the field.
+    /// Returns the name of the field.
     pub fn name(self) -> &'static str {
         match self {
             Self::Face(_) => "face",
@@ -379,7 +379,7 @@ fn counted(faces: usize) -> String {
     }
 }
 
-/// What lowers the quality of a face most, and what to do.
+/// Returns advice on the factor that lowers the quality of a face most.
 fn advice(quality: &FaceQuality) -> String {
     let FaceQuality { size, sharpness, yaw, pitch, brightness, detection_confidence, .. } = quality;
     match quality.weakest() {
@@ -416,7 +416,7 @@ fn how_to_turn(turned: Option<Rotation>) -> String {
 /// Maximum number of boxes in a message.
 const NAMED_BOXES: usize = 4;
 
-/// Boxes for a message, in whole pixels.
+/// Formats boxes for a message, in whole pixels.
 fn places(faces: &[([f32; 4], f32)]) -> String {
     let named = faces.iter().take(NAMED_BOXES);
     let mut text: Vec<String> = named
@@ -433,7 +433,7 @@ fn places(faces: &[([f32; 4], f32)]) -> String {
 /// `Retry-After` while the database cannot be reached, and while the server is shutting down.
 const RETRY_S: u64 = 2;
 
-/// Whole seconds, as in `Retry-After`.
+/// Returns the delay in whole seconds, as in `Retry-After`.
 fn retry_seconds(wait: Duration) -> u64 {
     wait.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX)
 }
@@ -465,12 +465,12 @@ pub struct ErrorDetail {
 }
 
 impl ApiError {
-    /// The stable code.
+    /// Returns the stable code of the error.
     pub fn code(&self) -> &'static str {
         self.row().code
     }
 
-    /// What the response's body says.
+    /// Returns the details for the response's body.
     pub fn detail(&self) -> ErrorDetail {
         let Row { code, details, .. } = self.row();
         ErrorDetail { code, message: self.to_string(), details, request_id: None }

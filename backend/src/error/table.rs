@@ -142,7 +142,7 @@ impl Row {
 }
 
 impl ApiError {
-    /// The error's row of the table.
+    /// Returns the error's row of the table.
     pub fn row(&self) -> Row {
         let mut row = self.own_row();
         if let OneImage { image, .. } = self {
@@ -180,7 +180,7 @@ fn quality_values(quality: &FaceQuality) -> Value {
     })
 }
 
-/// A number with the digits of its `f32`, not those of the nearest `f64`.
+/// Returns a number with the digits of its `f32`, not those of the nearest `f64`.
 fn decimal(number: f32) -> Value {
     number.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }

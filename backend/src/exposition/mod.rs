@@ -160,7 +160,7 @@ impl Exposition {
         Ok(snapshot.0.gather())
     }
 
-    /// Disks and the process.
+    /// Registers the metrics of disks and of the process.
     fn system(&self, snapshot: &Snapshot) -> prometheus::Result<()> {
         let folders = &self.sources.folders;
         let disks: Vec<_> = folders.iter().filter_map(|folder| Some((folder.name, folder.disk()?))).collect();

@@ -29,7 +29,7 @@ pub struct MatchThreshold {
 }
 
 impl MatchThreshold {
-    /// The score from which `model` knows a face.
+    /// Returns the score from which `model` recognises a face.
     pub fn of(self, model: Option<&VersionedModel>) -> f32 {
         let calibrated = || Some(model?.calibration.as_ref()?.match_threshold());
         self.configured.or_else(calibrated).unwrap_or(self.default)
@@ -43,7 +43,7 @@ pub struct ActiveModel {
 }
 
 impl ActiveModel {
-    /// The active model; `None` before the first training.
+    /// Returns the active model; `None` before the first training.
     pub fn get(&self) -> Option<Arc<VersionedModel>> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -122,7 +122,7 @@ pub fn decide(
     })
 }
 
-/// The people of an identification, the top one first.
+/// Returns the people of an identification, the top one first.
 fn people(identification: &Identification) -> Vec<(i64, f32)> {
     // The trainer writes labels as decimal row ids; anything else belongs to nobody.
     let mut people: Vec<(i64, f32)> =

@@ -107,7 +107,8 @@ pub struct ImageResult {
 }
 
 impl ImageResult {
-    /// The position of the main face in `faces`, by the rule of [`main_face`]; `None` where there is no face, or no main one.
+    /// Returns the position of the main face in `faces`, by the rule of [`main_face`]; `None` if there is no face, or
+    /// no main one.
     pub fn main_face(&self) -> Option<usize> {
         let candidate = |face: &IdentifiedFace| {
             let [left, top, right, bottom] = face.bounding_box;
@@ -116,7 +117,7 @@ impl ImageResult {
         main_face(&self.faces.iter().map(candidate).collect::<Vec<_>>(), self.size)
     }
 
-    /// The position of the main face in `faces`, or else of the largest; `None` where there is no face.
+    /// Returns the position of the main face in `faces`, or else of the largest; `None` if there is no face.
     pub fn main_or_largest_face(&self) -> Option<usize> {
         let bounds = |face: &IdentifiedFace| {
             let [left, top, right, bottom] = face.bounding_box;
@@ -169,7 +170,7 @@ impl Recogniser {
         Ok(Self { queue: handle, permits, capacity, budget, threshold, throughput, embedder, metrics })
     }
 
-    /// The embedder's name.
+    /// Returns the embedder's name.
     pub fn embedder(&self) -> &'static str {
         self.embedder
     }
@@ -221,12 +222,12 @@ impl Recogniser {
         Ok(active::decide(model, embedding, self.threshold.of(model), top_k)?)
     }
 
-    /// Images that are queued or being processed.
+    /// Returns the number of images that are queued or being processed.
     pub fn waiting(&self) -> usize {
         usize::try_from(self.capacity).unwrap_or(usize::MAX).saturating_sub(self.permits.available_permits())
     }
 
-    /// Maximum number of those.
+    /// Returns the maximum number of images that are queued or being processed.
     pub fn capacity(&self) -> u32 {
         self.capacity
     }

@@ -33,7 +33,7 @@ impl From<Bytes> for UploadedImage {
 }
 
 impl UploadedImage {
-    /// An image that is useless without a face.
+    /// Creates the input of an image that is useless without a face.
     pub fn with_required_face(bytes: Bytes) -> Self {
         Self { bytes, is_crop: false, must_show_face: true }
     }
@@ -68,7 +68,7 @@ pub enum Rotation {
 impl Rotation {
     const ALL: [Self; 3] = [Self::Right, Self::UpsideDown, Self::Left];
 
-    /// Degrees, clockwise.
+    /// Returns the angle in degrees, clockwise.
     pub fn degrees(self) -> u16 {
         match self {
             Self::Right => 90,
@@ -158,12 +158,12 @@ impl Pipeline {
         Ok(Self { mtcnn, embedder, device, limits })
     }
 
-    /// Whether the networks run on the CPU, so that its threads can share a batch.
+    /// Returns whether the networks run on the CPU, so that its threads can share a batch.
     pub fn runs_on_cpu(&self) -> bool {
         self.device == DeviceKind::Cpu
     }
 
-    /// The number of workers that keep the device busy.
+    /// Returns the number of workers that keep the device busy.
     pub fn workers(&self) -> usize {
         match self.device {
             DeviceKind::Cpu => rayon::current_num_threads(),
@@ -172,7 +172,7 @@ impl Pipeline {
         }
     }
 
-    /// The network that embeds faces.
+    /// Returns the network that embeds faces.
     pub fn embedder(&self) -> &dyn Embedder {
         &*self.embedder
     }
@@ -198,7 +198,7 @@ impl Pipeline {
         Ok(FoundFaces { faces, crops, qualities, size, notes, turned, timings })
     }
 
-    /// The rotation under which an image shows a face; of several the one with the most probable face.
+    /// Finds the rotation under which an image shows a face; of several, the one with the most probable face.
     fn find_rotation(&self, image: &RgbImage) -> Result<Option<Rotation>, VisionError> {
         let mut best = None;
         for rotation in Rotation::ALL {

@@ -78,7 +78,7 @@ impl Queue {
         Self { state: Mutex::default(), changed: Condvar::new(), workers }
     }
 
-    /// The number of workers.
+    /// Returns the number of workers.
     pub fn workers(&self) -> usize {
         self.workers
     }
@@ -190,7 +190,7 @@ impl Request {
         Self { images, top_k, arrived: Instant::now(), trace, progress: Mutex::new(progress) }
     }
 
-    /// Whether the client still waits for the response.
+    /// Returns whether the client still waits for the response.
     pub fn is_awaited(&self) -> bool {
         self.progress().responder.as_ref().is_some_and(|(responder, _)| !responder.is_closed())
     }

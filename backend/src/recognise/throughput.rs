@@ -22,13 +22,13 @@ impl ThroughputEstimator {
         let _ = self.micros_per_image.fetch_update(Ordering::Relaxed, Ordering::Relaxed, average);
     }
 
-    /// The time that `images` will take; zero before the first batch.
+    /// Returns the time that `images` will take; zero before the first batch.
     pub fn time_for(&self, images: usize) -> Duration {
         let images = u64::try_from(images).unwrap_or(u64::MAX);
         Duration::from_micros(self.micros_per_image.load(Ordering::Relaxed).saturating_mul(images))
     }
 
-    /// The same in whole seconds, 1 to 30, for `Retry-After`.
+    /// Returns the time that `images` will take in whole seconds, 1 to 30, for `Retry-After`.
     pub fn retry_after(&self, images: usize) -> Duration {
         Duration::from_secs(micros(self.time_for(images)).div_ceil(1_000_000).clamp(1, 30))
     }

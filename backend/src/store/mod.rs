@@ -131,7 +131,7 @@ const UNAVAILABLE_PHRASES: [&str; 18] = [
 const DISK_FULL_PHRASES: [&str; 3] = ["database or disk is full", "No space left on device", "is full"];
 
 impl StoreError {
-    /// Whether the database is at fault, rather than the call.
+    /// Returns whether the database is at fault, rather than the call.
     pub fn is_database_fault(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Full(_) | Self::Database(_) | Self::Interrupted)
     }

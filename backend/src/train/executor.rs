@@ -215,7 +215,7 @@ impl JobExecutor {
         self.pipeline.embedder().name()
     }
 
-    /// The stored embeddings, on which a training continues from the active model.
+    /// Returns the stored embeddings, on which a training continues from the active model.
     async fn stored_embeddings(&self, progress: &Progress) -> Result<TrainingData, JobError> {
         let set = self.database.training_set(self.embedder()).await?;
         progress.set_total(set.images.len());
@@ -223,8 +223,8 @@ impl JobExecutor {
         Ok(TrainingData { images, people, images_left_out: 0, previous })
     }
 
-    /// The embeddings of all images, computed and not stored, on which a training starts from scratch; of images without a
-    /// picture the stored ones.
+    /// Computes the embeddings of all images, on which a training starts from scratch, without storing them; for images
+    /// without a picture, returns the stored ones.
     async fn computed_embeddings(&self, progress: &Progress) -> Result<TrainingData, JobError> {
         let (enrolled, people) = self.database.enrolled_images().await?;
         progress.set_total(enrolled.len());
@@ -248,7 +248,7 @@ impl JobExecutor {
         Ok(TrainingData { images, people, images_left_out, previous: None })
     }
 
-    /// The stored embeddings of images without a picture.
+    /// Returns the stored embeddings of images without a picture.
     async fn embeddings_without_pictures(
         &self,
         images: &[EnrolledImage],
@@ -465,8 +465,8 @@ impl JobExecutor {
         }
     }
 
-    /// The enrolled face of each image; `None` where it is not found, where the image was erased meanwhile, or where its bytes
-    /// are damaged.
+    /// Returns the enrolled face of each image; `None` if it is not found, the image was erased meanwhile, or its bytes are
+    /// damaged.
     async fn embed(&self, images: &[EnrolledImage]) -> Result<Vec<Option<EmbeddedFace>>, JobError> {
         let mut files = Vec::with_capacity(images.len());
         for image in images {

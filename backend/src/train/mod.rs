@@ -243,7 +243,7 @@ impl Trainer {
     }
 }
 
-/// The outcome of a job that has ended; `None` of one that must be resumed.
+/// Returns the outcome of a job that has ended; `None` for one that must be resumed.
 fn outcome_of(job: &Job, result: Result<String, JobError>) -> Option<JobOutcome> {
     let (id, kind) = (&job.id, job.kind.as_str());
     Some(match result {

@@ -184,7 +184,7 @@ impl Block {
         block
     }
 
-    /// Which lanes have at most this squared distance to a head; `None` where none has.
+    /// Returns which lanes have at most this squared distance to a head; `None` if none has.
     fn near(&self, head: &Head, farthest: f32) -> Option<[bool; LANES]> {
         let mut distances = [0.0; LANES];
         let parts = self.parts.iter().zip(&self.lengths).zip(head.parts.iter().zip(&head.lengths));
@@ -217,7 +217,7 @@ fn add_distances(
     }
 }
 
-/// Two samples as a pair, if their cosine reaches the threshold.
+/// Returns two samples as a pair if their cosine reaches the threshold.
 fn pair(samples: &[(i64, &[f32])], first: usize, second: usize, threshold: f32) -> Option<Pair> {
     let ((_, one), (_, other)) = (samples.get(first)?, samples.get(second)?);
     let cosine: f32 = one.iter().zip(*other).map(|(a, b)| a * b).sum();
@@ -243,7 +243,7 @@ mod tests {
         vector
     }
 
-    /// A vector at this cosine from another one, and a random one.
+    /// Returns a vector with this cosine to another one, along a random direction.
     fn at(cosine: f32, from: &[f32], random: &mut StdRng) -> Vec<f32> {
         let other = unit((0..from.len()).map(|_| random.random_range(-1.0_f32..1.0)).collect());
         let along: f32 = from.iter().zip(&other).map(|(a, b)| a * b).sum();

@@ -33,7 +33,7 @@ impl Default for Progress {
 }
 
 impl Progress {
-    /// Images done, and images altogether once they are counted.
+    /// Returns the number of images done, and of all images once they are counted.
     pub fn images(&self) -> (i64, Option<i64>) {
         let total = self.total.load(Ordering::Relaxed);
         (self.done.load(Ordering::Relaxed), (total >= 0).then_some(total))
@@ -44,7 +44,7 @@ impl Progress {
         let _ = self.abort.set(reason);
     }
 
-    /// Why the job must stop, if it must.
+    /// Returns why the job must stop, if it must.
     pub fn abort_reason(&self) -> Option<AbortReason> {
         self.abort.get().copied()
     }

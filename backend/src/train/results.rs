@@ -122,7 +122,7 @@ pub struct ConflictingImage {
 }
 
 impl TrainingResult {
-    /// The ids of all people in the result.
+    /// Returns the ids of all people in the result.
     pub fn person_ids(&self) -> HashSet<String> {
         let mut ids = self.calibration.as_ref().map(ModelCalibration::person_ids).unwrap_or_default();
         ids.extend(self.people_left_out.iter().map(|left| left.person_id.clone()));

@@ -161,7 +161,7 @@ fn aborted(progress: &Progress) -> JobError {
     JobError::Aborted(progress.abort_reason().unwrap_or(AbortReason::Cancelled))
 }
 
-/// The people who are not in a model, and how many there are: the list has at most [`MAX_LISTED`] of them.
+/// Returns the people who are not in a model, at most [`MAX_LISTED`], and their total number.
 pub fn people_left_out(
     enrolled: &[EnrolledPerson],
     with_embeddings: &HashSet<i64>,
@@ -182,7 +182,7 @@ pub fn people_left_out(
     (left_out().take(MAX_LISTED).map(describe).collect(), left_out().count())
 }
 
-/// The conflicting pairs as a result lists them, at most [`MAX_LISTED`].
+/// Returns the conflicting pairs for a result, at most [`MAX_LISTED`].
 pub fn describe_conflicts(pairs: &[ConflictingPair], enrolled: &[EnrolledPerson]) -> Vec<Conflict> {
     let ids: HashMap<i64, PersonId> = enrolled.iter().map(|person| (person.row, person.id)).collect();
     let image = |(image_id, person): &(String, i64)| {
@@ -196,7 +196,7 @@ pub fn describe_conflicts(pairs: &[ConflictingPair], enrolled: &[EnrolledPerson]
     pairs.iter().take(MAX_LISTED).filter_map(conflict).collect()
 }
 
-/// A calibration as rows and results have it, without names; at most [`MAX_LISTED`] people and pairs in each warning.
+/// Returns a calibration for rows and results, without names; at most [`MAX_LISTED`] people and pairs in each warning.
 pub fn describe_calibration(calibration: &Calibration, enrolled: &[EnrolledPerson]) -> ModelCalibration {
     let ids: HashMap<String, PersonId> =
         enrolled.iter().map(|person| (person.row.to_string(), person.id)).collect();
@@ -252,7 +252,7 @@ pub fn describe_calibration(calibration: &Calibration, enrolled: &[EnrolledPerso
     }
 }
 
-/// The number that has the shortest decimal form of a single: 0.1, not what is nearest to it among singles.
+/// Returns the double with the shortest decimal form of a single: 0.1 rather than 0.10000000149011612.
 fn decimal(number: f32) -> f64 {
     number.to_string().parse().unwrap_or_else(|_| f64::from(number))
 }

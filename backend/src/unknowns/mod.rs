@@ -253,7 +253,8 @@ impl State {
     }
 }
 
-/// What a chunk changes about clusters: `fresh` tracks were assigned, `grown` ones continue a track of their cluster.
+/// Returns the changes to clusters by a chunk: `fresh` tracks were assigned, `grown` ones continue a track of their
+/// cluster.
 fn updates(
     clusters: &Clusters,
     changes: &Changes,
@@ -285,7 +286,7 @@ fn updates(
     joining.into_iter().map(update).collect()
 }
 
-/// The latest moment that is not after `now` and at the beginning of an hour of the day, UTC.
+/// Returns the latest time, at most `now`, that is the beginning of an hour of the day, UTC.
 fn latest_slot(now: Micros, hour: u32) -> Micros {
     let slot = now - now.rem_euclid(DAY) + i64::from(hour) * HOUR;
     if slot > now { slot - DAY } else { slot }

@@ -113,7 +113,7 @@ pub async fn run_picture_retention(
     }
 }
 
-/// The rows first: a sweep removes blobs that are left.
+/// Deletes the rows before the blobs: a sweep removes blobs that are left.
 async fn delete_old(
     database: &Database,
     blobs: &Blobs,

@@ -237,8 +237,8 @@ fn plan(
     Ok(plan)
 }
 
-/// What stays together: all tracks of a cluster that was made by hand, every track of another one; of more than
-/// `max_units`, also the older tracks of a cluster.
+/// Returns the units that are not divided: all tracks of a cluster that was made by hand, every track of another one;
+/// if there are more than `max_units`, also the older tracks of a cluster.
 fn together(old: &[OldCluster], max_units: usize) -> Vec<Together> {
     let free = |(cluster, of): (usize, &OldCluster)| {
         let last_seen: Vec<_> = of.tracks.iter().map(|track| track.last_seen).collect();
@@ -273,7 +273,7 @@ fn units(old: &[OldCluster], together: &[Together]) -> Vec<Unit> {
     together.iter().map(unit).collect()
 }
 
-/// The pairs of units of clusters that stay apart.
+/// Returns the pairs of units of clusters that stay apart.
 fn apart(old: &[OldCluster], together: &[Together], separate: &[(i64, i64)]) -> Vec<(usize, usize)> {
     let mut units: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
     for (unit, of) in together.iter().enumerate() {
@@ -310,8 +310,8 @@ fn keep_ids(new: &mut [NewCluster]) -> BTreeMap<usize, usize> {
     heirs
 }
 
-/// Whether each new cluster is ignored: where it has most of the tracks of an ignored one, or most of its tracks come from
-/// ignored ones.
+/// Returns whether each new cluster is ignored: if it has most of the tracks of an ignored one, or most of its tracks come
+/// from ignored ones.
 fn ignored(old: &[OldCluster], new: &[NewCluster], heirs: &BTreeMap<usize, usize>) -> Vec<bool> {
     let was_ignored = |position: &usize| old.get(*position).is_some_and(|cluster| cluster.ignored);
     let of = |(position, cluster): (usize, &NewCluster)| {
@@ -344,7 +344,7 @@ mod tests {
     use super::*;
     use crate::domain::UnknownFace;
 
-    /// A track of one detection whose embedding has this angle, in degrees; its capture time is its id.
+    /// Returns a track of one detection with an embedding at this angle, in degrees; its capture time is its id.
     fn track(id: i64, angle: f32) -> UnknownTrack {
         let (sin, cos) = angle.to_radians().sin_cos();
         let (captured_at, camera_id) = (id, "gate".to_owned());
@@ -364,7 +364,7 @@ mod tests {
         OldCluster { row, ignored: false, pinned: false, tracks }
     }
 
-    /// Angles up to 36 degrees are near enough.
+    /// Plans a revision in which angles up to 36 degrees are near enough.
     fn revise(old: &[OldCluster], separate: &[(i64, i64)]) -> Plan {
         plan(old, separate, 0.19, MAX_UNITS, &|_, _| ControlFlow::Continue(())).unwrap()
     }

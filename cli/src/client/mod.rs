@@ -382,7 +382,7 @@ impl Client {
         self.transport.call(operation, &[], &[], Body::Json(body)).await
     }
 
-    /// Has lists leave out an unknown person, or not.
+    /// Hides an unknown person from lists, or shows them again.
     pub async fn ignore_unknown(&self, id: &str, ignored: bool) -> Result<Unknown, ClientError> {
         let operation = if ignored { &operation::IGNORE_UNKNOWN } else { &operation::STOP_IGNORING_UNKNOWN };
         self.transport.call(operation, &[id], &[], Body::Nothing).await

@@ -419,7 +419,7 @@ mod tests {
         assert_eq!(shown("Zo\u{eb} \u{738b}\n"), "Zo\u{eb} \u{738b} ");
     }
 
-    /// Relative luminance of `#rrggbb` (WCAG 2.2).
+    /// Returns the relative luminance of `#rrggbb` (WCAG 2.2).
     fn luminance(color: &str) -> f64 {
         let channel = |at: usize| {
             let value = f64::from(u8::from_str_radix(&color[at..at + 2], 16).unwrap()) / 255.0;
@@ -428,7 +428,7 @@ mod tests {
         0.2126 * channel(1) + 0.7152 * channel(3) + 0.0722 * channel(5)
     }
 
-    /// Contrast ratio (WCAG 2.2), 1 to 21.
+    /// Returns the contrast ratio (WCAG 2.2), 1 to 21.
     fn contrast(a: &str, b: &str) -> f64 {
         let (a, b) = (luminance(a) + 0.05, luminance(b) + 0.05);
         a.max(b) / a.min(b)

@@ -32,7 +32,7 @@ fn program() -> String {
     within.unwrap_or(program).display().to_string()
 }
 
-/// Suggestions while the backend runs at `server`. `person` was seen, `photographs` is a folder of theirs.
+/// Returns suggestions while the backend runs at `server`. `person` was seen, `photographs` is a folder of theirs.
 pub fn with_running_backend(
     server: &str,
     person: Option<&str>,
@@ -70,7 +70,7 @@ pub fn with_running_backend(
     [who, all, ask]
 }
 
-/// Suggestions after the backend has ended. `demo_arguments` are the arguments of this run.
+/// Returns suggestions after the backend has ended. `demo_arguments` are the arguments of this run.
 pub fn after_demo(demo_arguments: &[String], trial: &[String], video: &Path, out: &Path) -> [Suggestion; 3] {
     let program = program();
     let mut keep = vec!["demo", "--keep"];
@@ -94,7 +94,7 @@ pub fn after_demo(demo_arguments: &[String], trial: &[String], video: &Path, out
     ]
 }
 
-/// Suggestions after a run of the edge alone.
+/// Returns suggestions after a run of the edge alone.
 pub fn without_backend_suggestions(demo_arguments: &[String], video: &Path, out: &Path) -> [Suggestion; 3] {
     let program = program();
     let mut demo = vec!["demo"];

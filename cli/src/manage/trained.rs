@@ -134,7 +134,7 @@ fn unknown() -> String {
     "-".into()
 }
 
-/// An expected error rate of a model, in percent.
+/// Formats an expected error rate of a model, in percent.
 fn expected(model: &Model, rate: impl Fn(&ModelCalibration) -> Option<&ErrorRate>) -> String {
     model.calibration.as_ref().and_then(rate).map_or_else(unknown, |rate| percent(rate.rate))
 }

@@ -271,7 +271,7 @@ async fn name(
     show_job(client, job, true, false, ".").await
 }
 
-/// Has lists leave out unknown people, or not. Those who are not there hide nothing of what was done for the others.
+/// Hides unknown people from lists, or shows them again. Reports the outcome for the others even if some are not found.
 async fn ignore(client: &Client, unknowns: &[String], ignored: bool, json: bool) -> Result<Outcome> {
     let changes = change_each(unknowns, async |id| match client.ignore_unknown(id, ignored).await {
         Ok(unknown) => Ok(Some(unknown)),

@@ -176,7 +176,7 @@ impl Trial {
         Self::with(options, gallery, Workspace::lock(out)?, 0, say)
     }
 
-    /// Like [`Self::start`], with a given gallery, workspace and port (0: any free port).
+    /// Starts as [`Self::start`] does, with a given gallery, workspace and port (0: any free port).
     ///
     /// # Errors
     /// See [`Self::start`].

@@ -102,7 +102,7 @@ pub fn wait_until(what: &str, holds: impl FnMut() -> bool) {
     wait_until_within(Duration::from_secs(60), what, holds);
 }
 
-/// As [`wait_until`], for another time.
+/// Waits as [`wait_until`] does, for at most `limit`.
 #[track_caller]
 pub fn wait_until_within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();

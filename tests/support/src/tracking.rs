@@ -50,7 +50,7 @@ pub struct Agreement {
 }
 
 impl Agreement {
-    /// `2 right / (boxes + tracked)`: 1 where every walker has one track in all frames, and there is no other.
+    /// Returns `2 right / (boxes + tracked)`: 1 where every walker has one track in all frames, and there is no other.
     pub fn idf1(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "numbers of boxes are far below 2^52")]
         let ratio = (2 * self.correct) as f64 / (self.boxes + self.tracked).max(1) as f64;
@@ -144,7 +144,7 @@ fn assign(rows: usize, columns: usize, weight: impl Fn(usize, usize) -> i64) -> 
     pairs.into_iter().filter(|&(row, column)| weight(row, column) > 0).collect()
 }
 
-/// Intersection over union. Its own, since it measures what the elements' boxes are worth, and this crate uses none of them.
+/// Returns the intersection over union. Does not use the elements' function, since it measures their boxes.
 fn iou(a: Bounds, b: Bounds) -> f64 {
     let [al, at, ar, ab] = a;
     let [bl, bt, br, bb] = b;
@@ -158,7 +158,7 @@ fn iou(a: Bounds, b: Bounds) -> f64 {
 mod tests {
     use super::*;
 
-    /// Walker 3 stands still for four frames, walker 8 for the last two.
+    /// Returns a truth in which walker 3 stands still for four frames, walker 8 for the last two.
     fn truth() -> GroundTruth {
         let three = r#"{"id":3,"box":[0,0,10,10]}"#;
         let both = format!(r#"{three},{{"id":8,"box":[50,0,60,10]}}"#);

@@ -46,7 +46,8 @@ impl Storage {
     }
 }
 
-/// Name, shape and encoding of each tensor, in the order of the file. Weights are `[rows, columns, in, out]` or `[in, out]`.
+/// Returns the name, shape and encoding of each tensor, in the order of the file. Weights are
+/// `[rows, columns, in, out]` or `[in, out]`.
 fn tensors() -> impl Iterator<Item = (String, Vec<usize>, Storage)> {
     let parts = ["conv.weight", "conv.bias", "scale.weight", "scale.bias"];
     let convolutions = CONVOLUTIONS.into_iter().flat_map(move |stored| {

@@ -100,7 +100,7 @@ pub fn state_dict(entries: &[Entry<'_>], legacy: bool) -> Vec<u8> {
     p.0
 }
 
-/// What stands before the state dict in the older form.
+/// Returns the bytes before the state dict in the format before PyTorch 1.6.
 pub fn legacy_head() -> Vec<u8> {
     let mut head = vec![0x80, 2, 0x8a, 10, 0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19, b'.'];
     head.extend(Pickle::new().int(1001).op(b'.').0.iter());
@@ -111,7 +111,7 @@ pub fn legacy_head() -> Vec<u8> {
     head
 }
 
-/// The keys and the storages, after the state dict.
+/// Returns the keys and the storages, which follow the state dict.
 pub fn legacy_tail(storages: &[(String, usize, Vec<u8>)]) -> Vec<u8> {
     let mut keys = Pickle::new();
     keys.op(b']').op(b'(');
@@ -154,14 +154,14 @@ fn entries(tensors: &[(String, Tensor)]) -> Vec<Entry<'_>> {
     tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).enumerate().map(entry).collect()
 }
 
-/// The form before PyTorch 1.6.
+/// Returns a file in the format before PyTorch 1.6.
 pub fn legacy(tensors: &[(String, Tensor)]) -> Vec<u8> {
     let storage = |(i, (_, t)): (usize, &(String, Tensor))| (i.to_string(), t.elem_count(), bytes_of(t));
     let storages: Vec<_> = tensors.iter().enumerate().map(storage).collect();
     [legacy_head(), state_dict(&entries(tensors), true), legacy_tail(&storages)].concat()
 }
 
-/// The form since PyTorch 1.6.
+/// Returns a file in the format since PyTorch 1.6.
 pub fn zip(tensors: &[(String, Tensor)]) -> Vec<u8> {
     let storages: Vec<_> =
         tensors.iter().enumerate().map(|(i, (_, t))| (i.to_string(), bytes_of(t))).collect();

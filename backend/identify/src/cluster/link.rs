@@ -85,7 +85,8 @@ pub fn link(
     Ok(labels)
 }
 
-/// The sets of units that are connected by pairs whose product is at least `least`, in the order of their first units.
+/// Returns the sets of units that are connected by pairs whose product is at least `least`, in the order of their first
+/// units.
 fn components(
     units: &[Unit],
     dimensions: usize,
@@ -115,7 +116,7 @@ fn components(
     Ok(components)
 }
 
-/// The representative of a unit's set.
+/// Returns the representative of a unit's set.
 fn root(parents: &mut [usize], unit: usize) -> usize {
     let mut root = unit;
     while let Some(parent) = parents.get(root).copied().filter(|parent| *parent != root) {
@@ -186,8 +187,8 @@ impl Chain {
         Ok(clusters)
     }
 
-    /// The nearest node that a node may merge with, of equally near ones `before`, else the one whose first unit comes
-    /// first.
+    /// Returns the nearest node that a node may merge with; of equally near ones `before`, else the one with the
+    /// earliest first unit.
     fn nearest(&self, of: usize, before: Option<usize>) -> Option<usize> {
         let (node, mean) = (self.nodes.get(of)?, Query::new(self.means.row(of)?));
         let mut best: Option<(f32, bool, std::cmp::Reverse<usize>, usize)> = None;

@@ -60,8 +60,8 @@ pub struct Changes {
 }
 
 impl Clusters {
-    /// No clusters yet, for embeddings of `dimensions` components. `max_distance`: one minus the mean cosine between
-    /// the members of two clusters up to which they are one, greater than 0 and less than 1.
+    /// Creates an empty set of clusters for embeddings of `dimensions` components. `max_distance`: one minus the mean
+    /// cosine between the members of two clusters up to which they are one, greater than 0 and less than 1.
     ///
     /// # Errors
     /// [`IdentifyError::Option`], [`IdentifyError::Empty`].
@@ -79,22 +79,22 @@ impl Clusters {
         })
     }
 
-    /// The number of clusters.
+    /// Returns the number of clusters.
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether there is none.
+    /// Returns whether there is no cluster.
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// The mean of a cluster's members, not normalised; `None` where there is no such cluster.
+    /// Returns the mean of a cluster's members, not normalised; `None` if there is no such cluster.
     pub fn mean(&self, id: i64) -> Option<&[f32]> {
         self.means.row(*self.rows.get(&id)?)
     }
 
-    /// The number of a cluster's members; 0 where there is no such cluster.
+    /// Returns the number of a cluster's members; 0 if there is no such cluster.
     pub fn members(&self, id: i64) -> u64 {
         self.rows.get(&id).and_then(|row| self.members.get(*row)).copied().unwrap_or(0)
     }
@@ -220,7 +220,7 @@ impl Clusters {
         })
     }
 
-    /// Those of `ids` that are near enough to a vector, the nearest first.
+    /// Returns those of `ids` that are near enough to a vector, the nearest first.
     fn nearest(&self, vector: &Query, ids: BTreeSet<i64>) -> Vec<(i64, f32)> {
         let product = |id: i64| {
             let product = self.means.dot(*self.rows.get(&id)?, vector)?;
@@ -304,7 +304,7 @@ impl Clusters {
     }
 }
 
-/// The least mean cosine of a maximum distance.
+/// Returns the lowest mean cosine that a maximum distance allows.
 fn least(max_distance: f32) -> Result<f32, IdentifyError> {
     if max_distance > 0.0 && max_distance < 1.0 {
         return Ok(1.0 - max_distance);
@@ -313,7 +313,7 @@ fn least(max_distance: f32) -> Result<f32, IdentifyError> {
     Err(IdentifyError::Option { option: "max_distance", value: f64::from(max_distance), limit })
 }
 
-/// A number of members for arithmetic; exact up to 16 million.
+/// Converts a number of members for arithmetic; exact up to 16 million.
 #[expect(clippy::cast_precision_loss, reason = "beyond 16 million members, one more or less changes no mean")]
 fn count(members: u64) -> f32 {
     members as f32

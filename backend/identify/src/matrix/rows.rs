@@ -14,7 +14,7 @@ impl Matrix {
         }
     }
 
-    /// A row, `[columns]`, to be written.
+    /// Returns a row, `[columns]`, mutable.
     pub(crate) fn row_mut(&mut self, row: usize) -> Option<&mut [f32]> {
         if row >= self.rows {
             return None;

@@ -22,8 +22,8 @@ pub struct ErrorRate {
 }
 
 impl ErrorRate {
-    /// The rate of `errors` among `searches`, with the interval of Clopper and Pearson, "The use of confidence or fiducial limits
-    /// illustrated in the case of the binomial" (1934); ISO/IEC 19795-1 recommends it. `None` without searches.
+    /// Estimates the rate of `errors` among `searches`, with the interval of Clopper and Pearson, "The use of confidence or
+    /// fiducial limits illustrated in the case of the binomial" (1934); ISO/IEC 19795-1 recommends it. `None` without searches.
     pub fn of(errors: usize, searches: usize) -> Option<Self> {
         let errors = errors.min(searches);
         let (lower, upper) =
@@ -31,7 +31,8 @@ impl ErrorRate {
         (searches > 0).then(|| Self { rate: errors as f64 / searches as f64, lower, upper, searches })
     }
 
-    /// An expected rate that counts as much as `searches` do: the interval is that of the neighbouring whole numbers of errors.
+    /// Returns an expected rate that counts as much as `searches` do: the interval is that of the neighbouring whole
+    /// numbers of errors.
     pub(super) fn expected(rate: f64, searches: usize) -> Self {
         let errors = rate * searches as f64;
         let whole = |errors: f64| (0..=searches).rev().find(|n| *n as f64 <= errors).unwrap_or(0);
@@ -41,7 +42,7 @@ impl ErrorRate {
     }
 }
 
-/// The rate at which as many errors or more have a probability of `ALPHA / 2`.
+/// Returns the rate at which as many errors or more have a probability of `ALPHA / 2`.
 fn clopper_pearson_lower(errors: usize, searches: usize) -> f64 {
     if errors == 0 {
         return 0.0;
@@ -49,7 +50,7 @@ fn clopper_pearson_lower(errors: usize, searches: usize) -> f64 {
     bisect(|rate| 1.0 - at_most(errors - 1, searches, rate) > ALPHA / 2.0)
 }
 
-/// The rate at which as many errors or fewer have a probability of `ALPHA / 2`.
+/// Returns the rate at which as many errors or fewer have a probability of `ALPHA / 2`.
 fn clopper_pearson_upper(errors: usize, searches: usize) -> f64 {
     if errors >= searches {
         return 1.0;
@@ -57,7 +58,7 @@ fn clopper_pearson_upper(errors: usize, searches: usize) -> f64 {
     bisect(|rate| at_most(errors, searches, rate) < ALPHA / 2.0)
 }
 
-/// The lowest number from 0 to 1 with a property that all above it share.
+/// Returns the lowest number from 0 to 1 with a property that all above it share.
 fn bisect(holds: impl Fn(f64) -> bool) -> f64 {
     let (mut low, mut high) = (0.0, 1.0);
     for _ in 0..HALVINGS {
@@ -71,7 +72,7 @@ fn bisect(holds: impl Fn(f64) -> bool) -> f64 {
     high
 }
 
-/// The binomial probability of `errors` or fewer among `searches`.
+/// Returns the binomial probability of `errors` or fewer among `searches`.
 fn at_most(errors: usize, searches: usize, rate: f64) -> f64 {
     if rate <= 0.0 || errors >= searches {
         return 1.0;

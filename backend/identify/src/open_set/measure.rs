@@ -60,7 +60,7 @@ pub fn measure_table(
     })
 }
 
-/// The threshold of each rate that enough scores reach.
+/// Returns the threshold of each rate that enough scores reach.
 fn thresholds(mut scores: Vec<f32>) -> Vec<(f64, f64)> {
     scores.sort_unstable_by(|a, b| b.total_cmp(a));
     let n = scores.len() as f64;

@@ -255,7 +255,7 @@ struct Comparison {
 }
 
 impl Comparison {
-    /// Whether the decision on this sample would be wrong if it were not enrolled.
+    /// Returns whether the decision on this sample would be wrong if it were not enrolled.
     fn is_missed_at(&self, threshold: f32) -> bool {
         self.own.is_none_or(|own| own < threshold || self.other.is_some_and(|(_, score)| score >= own))
     }
@@ -282,7 +282,7 @@ impl<'a> Gallery<'a> {
         Ok(gallery)
     }
 
-    /// How many embeddings may be compared with all references.
+    /// Returns how many embeddings may be compared with all references.
     fn affordable(&self, products: usize) -> usize {
         (products / (self.labels.len() * self.model.dimensions()).max(1)).max(1)
     }
@@ -331,7 +331,7 @@ impl<'a> Gallery<'a> {
         Ok(compared)
     }
 
-    /// The greatest cosine of each of these embeddings, or of evenly spread ones of them, to anybody.
+    /// Returns the greatest cosine of each of these embeddings, or of evenly spread ones of them, to anybody.
     fn scores_of(&self, cohort: &[Vec<f32>]) -> Result<Vec<f32>, IdentifyError> {
         let chosen = evenly_spread(cohort, self.affordable(MAX_PRODUCTS));
         let probes: Vec<&[f32]> = chosen.map(Vec::as_slice).collect();
@@ -343,7 +343,7 @@ impl<'a> Gallery<'a> {
         GallerySize { one_photograph: self.labels.len() - several, several_photographs: several }
     }
 
-    /// The mean score of each compared person's samples to the nearest of the others.
+    /// Returns the mean score of each compared person's samples to the nearest of the others.
     fn scores_to_others(&self) -> Vec<f32> {
         let mut people: HashMap<usize, (f32, f32)> = HashMap::new();
         for (person, (_, score)) in self.compared.iter().filter_map(|c| Some((c.person, c.other?))) {
@@ -402,7 +402,8 @@ impl ShiftedTable<'_> {
 }
 
 impl<'a> Evidence<'a> {
-    /// From `enrolled_score` on, an image is taken for one of a person who is enrolled twice.
+    /// Creates an estimate; an image with a score of at least `enrolled_score` counts as one of a person who is
+    /// enrolled twice.
     fn new(
         gallery: &Gallery<'_>,
         strangers: Vec<f32>,
@@ -445,7 +446,7 @@ impl<'a> Evidence<'a> {
         self.strangers.len() as f64 * self.target >= QUANTILE_POSITIVES
     }
 
-    /// The probability that a stranger is named at `threshold`; none where nothing is known.
+    /// Returns the probability that a stranger is named at `threshold`; none without data.
     fn probability(&self, threshold: f64) -> Option<f64> {
         let strangers = self.strangers.len() as f64;
         let by_cohort = || match self.has_quantile() {
@@ -463,13 +464,13 @@ impl<'a> Evidence<'a> {
         }
     }
 
-    /// The lowest threshold that meets the target; none where nothing is known.
+    /// Returns the lowest threshold that meets the target; none without data.
     fn threshold(&self) -> Option<f64> {
         self.probability(1.0)?;
         Some(lowest_cosine(|threshold| self.probability(threshold).is_some_and(|rate| rate <= self.target)))
     }
 
-    /// What is to be expected at `threshold`.
+    /// Returns the FPIR to expect at `threshold`.
     fn fpir(&self, threshold: f32) -> Option<ErrorRate> {
         let threshold = f64::from(threshold);
         let counted = |sample: &ScoreSample| ErrorRate::of(sample.reaching(threshold), sample.len());
@@ -485,8 +486,8 @@ impl<'a> Evidence<'a> {
     }
 }
 
-/// How much more alike the people of a gallery are than the table says, at the median, which neither relatives nor somebody who
-/// is enrolled twice moves; 0 where they are less alike. `scores` has one of each person.
+/// Returns how much more alike the people of a gallery are than the table says, at the median, which neither relatives nor
+/// somebody who is enrolled twice moves; 0 where they are less alike. `scores` has one of each person.
 fn shift(table: &ImpostorTable, size: GallerySize, scores: Vec<f32>) -> f64 {
     let people = scores.len() as f64;
     let Some(found) = median(scores, 2) else { return 0.0 };
@@ -494,7 +495,7 @@ fn shift(table: &ImpostorTable, size: GallerySize, scores: Vec<f32>) -> f64 {
     (f64::from(found) - expected).max(0.0) * people / (people + SHIFT_WEIGHT)
 }
 
-/// The lowest cosine with a property that all above it share.
+/// Returns the lowest cosine with a property that all above it share.
 fn lowest_cosine(holds: impl Fn(f64) -> bool) -> f64 {
     let (mut low, mut high) = (-1.0, 1.0);
     for _ in 0..HALVINGS {
@@ -508,7 +509,7 @@ fn lowest_cosine(holds: impl Fn(f64) -> bool) -> f64 {
     high
 }
 
-/// The median of at least `least` values.
+/// Returns the median of at least `least` values.
 fn median(mut values: Vec<f32>, least: usize) -> Option<f32> {
     if values.len() < least.max(1) {
         return None;
@@ -518,12 +519,12 @@ fn median(mut values: Vec<f32>, least: usize) -> Option<f32> {
     Some(*median)
 }
 
-/// At most `most` of `all`, spread evenly.
+/// Returns at most `most` of `all`, spread evenly.
 fn evenly_spread<T>(all: &[T], most: usize) -> impl ExactSizeIterator<Item = &T> {
     all.iter().step_by(all.len().div_ceil(most.max(1)).max(1))
 }
 
-/// L2-normalised copies; errors name the position.
+/// Returns L2-normalised copies; errors name the position.
 fn normalised_all<'a>(
     embeddings: impl Iterator<Item = &'a [f32]>,
     dimensions: usize,
@@ -549,7 +550,7 @@ fn proceed(progress: &ProgressCallback<'_>, done: usize) -> Result<(), IdentifyE
     }
 }
 
-/// A cosine with four decimals, not below `cosine`.
+/// Rounds a cosine up to four decimals.
 fn rounded_up(cosine: f64) -> f32 {
     to_f32(((cosine * 1e4).ceil() / 1e4).clamp(-1.0, 1.0))
 }
@@ -614,7 +615,7 @@ mod tests {
                 .collect()
         }
 
-        /// As many people with this many pictures.
+        /// Returns so many people with so many pictures each.
         fn people(&mut self, count: usize, pictures: usize) -> Vec<Vec<Vec<f32>>> {
             (0..count)
                 .map(|_| {
@@ -643,7 +644,7 @@ mod tests {
         Model::train("example", samples, &TrainOptions::default()).unwrap()
     }
 
-    /// The rates of a world without anything in common, as a table.
+    /// Returns the table of the rates of independent random directions.
     fn table() -> ImpostorTable {
         let mut world = World::new(99, 0.0);
         let (strangers, people) = (world.strangers(1500), world.people(300, 3));
@@ -663,7 +664,7 @@ mod tests {
         calibrate(&trained(samples), samples, options).unwrap().expect("people")
     }
 
-    /// The share of strangers that somebody's mean embedding reaches the threshold for.
+    /// Returns the share of strangers whose score to any mean embedding reaches the threshold.
     fn named(samples: &[Sample], strangers: &[Vec<f32>], threshold: f32) -> f64 {
         let model = trained(samples);
         let gallery = Gallery::new(&model, samples, &|_| ControlFlow::Continue(())).unwrap();

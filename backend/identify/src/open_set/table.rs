@@ -13,14 +13,14 @@ pub struct ImpostorTable {
 }
 
 impl ImpostorTable {
-    /// The table of an embedder; none where it was not measured.
+    /// Returns the table of an embedder; none if it was not measured.
     pub fn of(embedder: &str) -> Option<&'static Self> {
         super::measured::TABLES.iter().find(|table| table.embedder == embedder)
     }
 }
 
-/// The false match rate at `threshold`, 0 to 1: between the rows by a straight line of its logarithm, beyond them by the slope of
-/// the first or last ones.
+/// Returns the false match rate at `threshold`, 0 to 1: between the rows by a straight line of its logarithm, beyond them by the
+/// slope of the first or last ones.
 pub(super) fn false_match_rate(rows: &[(f64, f64)], threshold: f64) -> f64 {
     let next = rows.partition_point(|(_, at)| *at < threshold).clamp(1, rows.len().saturating_sub(1).max(1));
     // Beyond the last row, the slope is that of more than one step: the last rate rests on few comparisons.
@@ -44,13 +44,13 @@ pub(super) struct GallerySize {
 }
 
 impl GallerySize {
-    /// The probability that a stranger's face has at least this cosine to anybody's mean embedding, if the comparisons are
-    /// independent of each other: `1 - (1 - FMR)^N`.
+    /// Returns the probability that a stranger's face has at least this cosine to anybody's mean embedding, if the
+    /// comparisons are independent of each other: `1 - (1 - FMR)^N`.
     pub(super) fn false_positive_rate(self, table: &ImpostorTable, threshold: f64) -> f64 {
         self.scaled_rate(table, threshold, 1.0)
     }
 
-    /// The same for somebody of the gallery, who is compared with all others.
+    /// Returns the same probability for somebody of the gallery, who is compared with all others.
     pub(super) fn false_positive_rate_among_others(self, table: &ImpostorTable, threshold: f64) -> f64 {
         let people = (self.one_photograph + self.several_photographs) as f64;
         self.scaled_rate(table, threshold, (people - 1.0).max(0.0) / people.max(1.0))

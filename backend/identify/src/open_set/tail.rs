@@ -36,22 +36,22 @@ impl ScoreSample {
         Self { scores, tail }
     }
 
-    /// The number of scores.
+    /// Returns the number of scores.
     pub(super) fn len(&self) -> usize {
         self.scores.len()
     }
 
-    /// The number of scores that are at least `threshold`.
+    /// Returns the number of scores that are at least `threshold`.
     pub(super) fn reaching(&self, threshold: f64) -> usize {
         self.scores.partition_point(|score| f64::from(*score) >= threshold)
     }
 
-    /// The share of the sample that is at least `threshold`, 0 to 1.
+    /// Returns the share of the sample that is at least `threshold`, 0 to 1.
     pub(super) fn share_reaching(&self, threshold: f64) -> f64 {
         self.reaching(threshold) as f64 / self.len().max(1) as f64
     }
 
-    /// The probability that a score is at least `threshold`, by the fitted tail where `threshold` is in it.
+    /// Returns the probability that a score is at least `threshold`, by the fitted tail where `threshold` is in it.
     pub(super) fn probability(&self, threshold: f64) -> f64 {
         match self.tail {
             Some(tail) if threshold > tail.start => tail.probability(threshold),
@@ -100,7 +100,7 @@ impl Tail {
 mod tests {
     use super::*;
 
-    /// The quantiles of a generalised Pareto distribution from 0 on, of `count` evenly spread probabilities.
+    /// Returns the quantiles of a generalised Pareto distribution from 0 on, at `count` evenly spread probabilities.
     fn pareto(count: usize, shape: f64, scale: f64) -> Vec<f32> {
         (0..count)
             .map(|i| {

@@ -29,7 +29,7 @@ const CHUNK: usize = 128;
 /// The first working set is hardly ever the last, so it is solved to this tolerance only.
 const FIRST_TOLERANCE: f64 = 1e-2;
 
-/// First decides which previous hyperplanes are kept, then solves the others; both in blocks, in parallel.
+/// Decides which previous hyperplanes are kept, then solves the others; both in blocks, in parallel.
 pub(super) fn train(
     set: &TrainingSet,
     options: &TrainOptions,
@@ -121,7 +121,7 @@ impl<'a> Plan<'a> {
         self.set.classes.get(row) == Some(&class)
     }
 
-    /// The previous hyperplane of a class.
+    /// Returns the previous hyperplane of a class.
     fn previous(&self, class: usize) -> Option<&'a Hyperplane> {
         self.start.planes.get(class)?.as_ref()
     }
@@ -142,7 +142,7 @@ impl<'a> Plan<'a> {
         block.iter().zip(&values).map(decide).collect()
     }
 
-    /// The hyperplanes of classes, from the working sets they begin with.
+    /// Solves the hyperplanes of classes, starting from their working sets.
     fn solve_block(&self, block: &[(usize, WorkingSet)]) -> Vec<(usize, Hyperplane)> {
         let fit = |(class, working): &(usize, WorkingSet)| Fit {
             class: *class,
@@ -154,8 +154,8 @@ impl<'a> Plan<'a> {
         fits.into_iter().map(|fit| (fit.class, fit.plane)).collect()
     }
 
-    /// Whether the previous hyperplane of a class, with these decision values, is optimal for these samples too: its
-    /// own samples are the same, and the new ones lie beyond its margin, so that their multipliers are 0.
+    /// Returns whether the previous hyperplane of a class, with these decision values, is still optimal: its own
+    /// samples are the same, and the new ones lie beyond its margin, so that their multipliers are 0.
     fn is_still_optimal(&self, class: usize, values: &[f32]) -> bool {
         let Some(fresh) = &self.start.fresh else { return false };
         values.iter().zip(fresh).enumerate().all(|(row, (&value, &fresh))| {
@@ -163,7 +163,7 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// The direction of a class' samples.
+    /// Returns the direction of the mean of a class' samples.
     fn mean(&self, class: usize) -> Hyperplane {
         let mut sum = vec![0.0_f64; self.set.records.ncols()];
         for (row, _) in self.set.classes.iter().enumerate().filter(|(_, c)| **c == class) {
@@ -230,8 +230,8 @@ impl<'a> Plan<'a> {
         }
     }
 
-    /// Decision values of all samples: `each` gets the position of the hyperplane, the first row and the values from
-    /// there on.
+    /// Computes the decision values of all samples: `each` gets the position of the hyperplane, the first row and the
+    /// values from there on.
     fn score<P: Borrow<Hyperplane>>(&self, planes: &[P], mut each: impl FnMut(usize, usize, &[f32])) {
         let (samples, dimensions) = self.set.records.dim();
         let mut weights = Array2::zeros((planes.len(), dimensions));

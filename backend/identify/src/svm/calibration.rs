@@ -39,7 +39,8 @@ impl Calibration {
     /// The same probability for any decision value.
     pub(super) const NONE: Self = Self { a: 0.0, b: 0.0 };
 
-    /// Calibrations of hyperplanes, given the L2-normalised mean embedding `[people, dimensions]` of each person.
+    /// Returns the calibrations of hyperplanes, given the L2-normalised mean embedding `[people, dimensions]` of each
+    /// person.
     ///
     /// m and s² are the mean and the variance of the cosines with the means of the other n = people - 1. Training has
     /// pushed those apart from the normal vector, with as many degrees of freedom as there are dimensions d; so both are
@@ -72,7 +73,7 @@ impl Calibration {
         planes.iter().zip(&spreads).map(calibration).collect()
     }
 
-    /// `ln p` of a decision value, exact also where p itself would underflow.
+    /// Returns `ln p` of a decision value, exact also where p itself would underflow.
     pub(super) fn log_probability(self, value: f64) -> f64 {
         let exponent = self.a * value + self.b;
         -(exponent.max(0.0) + (-exponent.abs()).exp().ln_1p())
@@ -89,7 +90,7 @@ struct Spread {
 }
 
 impl Spread {
-    /// Of some hyperplanes, the first of which is that of person `first`.
+    /// Returns the calibrations of consecutive hyperplanes, beginning with that of person `first`.
     fn of(first: usize, planes: &[Hyperplane], means: ArrayView2<'_, f32>) -> Vec<Self> {
         let lengths: Vec<f64> = planes.iter().map(Hyperplane::length).collect();
         let mut directions = Array2::zeros((planes.len(), means.ncols()));

@@ -45,7 +45,7 @@ impl WorkingSet {
         *self = all.into_iter().collect();
     }
 
-    /// Row, side and multiplier of each sample.
+    /// Returns row, side and multiplier of each sample.
     pub(super) fn iter(&self) -> impl Iterator<Item = (usize, bool, f64)> + '_ {
         self.rows.iter().zip(&self.sides).zip(&self.multipliers).map(|((r, s), m)| (*r, *s, *m))
     }
@@ -93,7 +93,7 @@ struct Sample<'a> {
     sign: f64,
 }
 
-/// `w = Σ αᵢ yᵢ xᵢ` and `b = Σ αᵢ yᵢ`.
+/// Computes `w = Σ αᵢ yᵢ xᵢ` and `b = Σ αᵢ yᵢ`.
 fn combination(samples: &[Sample<'_>], multipliers: &[f64], dimensions: usize) -> Hyperplane {
     let mut w = vec![0.0_f64; dimensions];
     let mut b = 0.0;
@@ -201,7 +201,7 @@ impl WithSimd for Descent<'_, '_> {
     }
 }
 
-/// The inner product, in four independent sums so that additions can overlap.
+/// Returns the inner product, in four independent sums so that additions can overlap.
 #[inline(always)]
 fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));

@@ -28,7 +28,7 @@ pub(super) struct Start {
 }
 
 impl History {
-    /// Of a training on these samples.
+    /// Returns the history of a training on these samples.
     pub(super) fn new(set: &TrainingSet, options: &TrainOptions) -> Self {
         let mut samples = digests(set);
         samples.sort_unstable();
@@ -92,7 +92,7 @@ impl Start {
     }
 }
 
-/// A digest of each sample with its label.
+/// Returns a digest of each sample with its label.
 fn digests(set: &TrainingSet) -> Vec<u64> {
     let mut bytes = Vec::new();
     set.classes

@@ -85,8 +85,8 @@ pub(crate) struct TrainingSet {
 }
 
 impl LinearSvm {
-    /// Warm-starts from the previous classifier, given with its labels, if there is one and the solver supports it. `means`: the
-    /// L2-normalised mean embedding of each class, `[classes, dimensions]`.
+    /// Trains the hyperplanes. Warm-starts from the previous classifier, given with its labels, if there is one and the solver
+    /// supports it. `means`: the L2-normalised mean embedding of each class, `[classes, dimensions]`.
     pub(crate) fn train(
         set: &TrainingSet,
         means: &Matrix,
@@ -128,13 +128,13 @@ impl LinearSvm {
         Ok(Self { normals, offsets, history })
     }
 
-    /// A lone class: there is nothing to separate it from, so its probability is always 1.
+    /// Returns the classifier of a single class, with a probability of always 1.
     fn of_one(dimensions: usize) -> Self {
         let offsets = vec![Offset { bias: 0.0, calibration: Calibration::NONE }];
         Self { normals: Matrix::zeros(1, dimensions), offsets, history: None }
     }
 
-    /// The hyperplane of a class.
+    /// Returns the hyperplane of a class.
     fn hyperplane(&self, class: usize) -> Option<Hyperplane> {
         Some(Hyperplane { w: self.normals.row(class)?.to_vec(), b: self.offsets.get(class)?.bias })
     }
@@ -180,8 +180,8 @@ impl Classifier for LinearSvm {
         self.normals.columns()
     }
 
-    /// The calibrated probability of each class, scaled to sum 1. In logarithms: far from every hyperplane all of
-    /// them underflow, and their ratios still mean something.
+    /// Returns the calibrated probability of each class, scaled to sum 1. Computes in logarithms: far from every
+    /// hyperplane all of them underflow, and their ratios still mean something.
     fn rank(&self, embedding: &[f32], top_k: usize) -> Vec<(usize, f32)> {
         let mut softmax = Softmax::new(top_k);
         self.normals.scan(&Query::new(embedding), |first, products| {
@@ -212,7 +212,7 @@ impl Hyperplane {
         crate::embedding::dot(&self.w, embedding) + self.b
     }
 
-    /// Of the normal vector.
+    /// Returns the length of the normal vector.
     fn length(&self) -> f64 {
         self.w.iter().map(|&w| f64::from(w) * f64::from(w)).sum::<f64>().sqrt()
     }
@@ -228,7 +228,8 @@ mod tests {
 
     use super::*;
 
-    /// `people` directions with `photos` noisy copies each, L2-normalised, from a small linear congruential generator.
+    /// Returns `people` directions with `photos` noisy copies each, L2-normalised, from a small linear congruential
+    /// generator.
     pub(super) fn synthetic(people: usize, photos: usize, dimensions: usize) -> TrainingSet {
         let mut state = 11_u64;
         let mut noise = || {

@@ -94,7 +94,7 @@ impl Hyperplane {
         }
     }
 
-    /// linfa's solution on these samples, with the penalties of true and false ones.
+    /// Returns linfa's solution for these samples, with the penalties of true and false ones.
     fn solve(
         records: &Array2<f64>,
         targets: &[bool],
@@ -117,7 +117,7 @@ impl Hyperplane {
     }
 }
 
-/// Up to [`CHUNK`] of the rows `of` with the greatest cosine to the mean of the rows `to`.
+/// Returns up to [`CHUNK`] of the rows `of` with the greatest cosine to the mean of the rows `to`.
 fn nearest(set: &TrainingSet, to: &[usize], of: &[usize]) -> Vec<usize> {
     if of.len() <= CHUNK {
         return of.to_vec();

@@ -10,7 +10,7 @@ use facepipe_identify::{Model, Sample, TrainOptions};
 /// MobileFaceNet's threshold, as the fixture's verification has it.
 pub const THRESHOLD: f32 = 0.355;
 
-/// Embeddings `[photographs][128]` by person, photographs by name.
+/// Returns embeddings `[photographs][128]` by person, photographs by name.
 pub fn people() -> BTreeMap<String, Vec<Vec<f32>>> {
     let fixture = facepipe_test_support::fixture("mobilefacenet.json");
     let mut people: BTreeMap<String, Vec<Vec<f32>>> = BTreeMap::new();
@@ -29,7 +29,7 @@ pub fn sample(label: &str, embedding: &[f32]) -> Sample {
     Sample { label: label.into(), embedding: embedding.to_vec() }
 }
 
-/// The first `shots` photographs of each of these people.
+/// Returns the first `shots` photographs of each of these people.
 pub fn first_photos<'a>(
     people: impl IntoIterator<Item = (&'a String, &'a Vec<Vec<f32>>)>,
     shots: usize,
@@ -56,7 +56,8 @@ impl Iterator for Noise {
     }
 }
 
-/// `people` × `photos` embeddings of `dimensions`: one direction per person plus noise, cosine within a person ≈ 0.7.
+/// Returns `people` × `photos` embeddings of `dimensions`: one direction per person plus noise, cosine within a person
+/// ≈ 0.7.
 pub fn synthetic(people: usize, photos: usize, dimensions: usize) -> Vec<Sample> {
     let mut noise = Noise(7);
     let mut samples = Vec::new();

@@ -44,7 +44,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The embeddings of the faces in the middle of pictures, in their order.
+/// Computes the embeddings of the faces in the middle of pictures, in their order.
 fn embed(pictures: &[PathBuf], models: &Path) -> Vec<Option<Vec<f32>>> {
     let mtcnn = Mtcnn::load(models, MtcnnConfig::default()).expect("the detector loads");
     let embedder = load_embedder(EmbedderKind::MobileFaceNet, models).expect("the embedder loads");
@@ -124,8 +124,8 @@ fn cosine(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// `photographs`, and as many more as are missing from `count`: each moved by what sets two photographs of somebody else
-/// apart.
+/// Returns `photographs`, and as many more as are missing from `count`: each moved by the difference of two photographs
+/// of somebody else.
 fn enlarged(mut photographs: Photographs, count: usize, others: &[Photographs]) -> Photographs {
     let differences = others.iter().flat_map(|person| person.iter().zip(person.iter().skip(1)));
     let missing = count.saturating_sub(photographs.len());
@@ -138,8 +138,8 @@ fn enlarged(mut photographs: Photographs, count: usize, others: &[Photographs]) 
     photographs
 }
 
-/// `size` people, the numbers of whose photographs are `counts` in turn; who has more photographs is asked for with those.
-/// People with one photograph follow where those with several do not suffice.
+/// Returns a gallery of `size` people with `counts` photographs in turn; their further photographs are probes. People with
+/// one photograph follow if those with several do not suffice.
 fn gallery(faces: &Faces, size: usize, counts: &[usize], seed: u64) -> Gallery {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut people = faces.people.clone();
@@ -264,7 +264,7 @@ impl Counts {
     }
 }
 
-/// Less than 3 of 100, or one at all where there are few.
+/// Returns whether `count` is less than 3 of 100, or at most one where there are few.
 fn few(missed: usize, of: usize) -> bool {
     missed as f64 <= (0.03 * of as f64).max(1.0)
 }

@@ -105,7 +105,7 @@ impl BackupSource {
     }
 }
 
-/// In raw SQL, since the schema may be older than this program.
+/// Returns the keys of all blobs. Uses raw SQL, since the schema may be older than this program.
 fn blob_keys(connection: &mut AnyConnection) -> anyhow::Result<BTreeSet<String>> {
     let mut keys = BTreeSet::new();
     for table in ["images", "models"] {

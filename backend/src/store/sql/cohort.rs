@@ -126,7 +126,7 @@ pub struct CohortFilter {
 }
 
 impl Database {
-    /// The embeddings of the cohort by `embedder`, the oldest first.
+    /// Returns the embeddings of the cohort by `embedder`, the oldest first.
     ///
     /// # Errors
     /// The database fails.
@@ -135,7 +135,7 @@ impl Database {
         Ok(members.into_iter().map(|member| member.embedding).collect())
     }
 
-    /// As [`cohort`](Self::cohort), with ids and sources.
+    /// Returns the members of the cohort as [`cohort`](Self::cohort) does, with ids and sources.
     ///
     /// # Errors
     /// The database fails.
@@ -206,8 +206,8 @@ impl Database {
         .await
     }
 
-    /// The next of at most `limit` detections that may become members of the cohort: unknown ones with an embedding by
-    /// `embedder`, unless their track has been considered before or may go on.
+    /// Returns the next detections, at most `limit`, that may become members of the cohort: unknown ones with an
+    /// embedding by `embedder`, unless their track has been considered before or may go on.
     ///
     /// # Errors
     /// The database fails.
@@ -438,7 +438,7 @@ pub(super) fn erase_of_person(connection: &mut AnyConnection, person_id: i64) ->
     Ok(erased)
 }
 
-/// Whether a detection of the same track was considered before.
+/// Returns whether a detection of the same track was considered before.
 fn is_considered(
     connection: &mut AnyConnection,
     row: &CandidateRow,
@@ -493,7 +493,7 @@ pub(super) fn erase_of_detections(connection: &mut AnyConnection, ids: &[i64]) -
     Ok(erased)
 }
 
-/// Whether the cohort has embeddings from cameras, or a pass that is running may be adding the first.
+/// Returns whether the cohort has embeddings from cameras, or a pass that is running may be adding them.
 fn is_fed_by_cameras(connection: &mut AnyConnection) -> Result<bool, StoreError> {
     let from_cameras =
         cohort::table.filter(cohort::source.eq(CohortSource::Camera.name())).select(cohort::id);

@@ -184,7 +184,7 @@ pub struct LastSeen {
 type TimesOfRow = (i64, Micros, Option<Micros>, Micros, Option<i64>);
 
 impl Database {
-    /// A person and the last detection of the person, if there is one.
+    /// Returns a person and the last detection of the person, if any.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`].
@@ -273,7 +273,7 @@ impl Database {
         .await
     }
 
-    /// When the newest detection arrived; `None` where there is none.
+    /// Returns when the newest detection arrived; `None` without detections.
     ///
     /// # Errors
     /// The database fails.
@@ -285,7 +285,7 @@ impl Database {
         .await
     }
 
-    /// At most `limit` detections in `order`, starting after the position `after`.
+    /// Returns at most `limit` detections in `order`, starting after the position `after`.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`] where the person of the filter does not exist.
@@ -340,8 +340,8 @@ impl Database {
         .await
     }
 
-    /// At most `limit` detections by row id, that is in the order of arrival, starting after the row `after`. Ignores the
-    /// times of the filter.
+    /// Returns at most `limit` detections by row id, that is in the order of arrival, starting after the row `after`.
+    /// Ignores the times of the filter.
     ///
     /// A client that continues after the last row of each response gets every detection exactly once, also while several
     /// processes insert detections.
@@ -370,8 +370,8 @@ impl Database {
         .await
     }
 
-    /// At most `limit` detections whose person was decided again after the revision `after`, in the order of their latest
-    /// revision. Ignores the times of the filter.
+    /// Returns at most `limit` detections whose person was revised after the revision `after`, in the order of their
+    /// latest revision. Ignores the times of the filter.
     ///
     /// A client that continues after the revision of the last row of each response gets the latest revision of every detection,
     /// also while several processes revise detections.
@@ -400,7 +400,7 @@ impl Database {
         .await
     }
 
-    /// A detection by its row id.
+    /// Returns a detection by its row id.
     ///
     /// # Errors
     /// [`StoreError::DetectionNotFound`].
@@ -473,7 +473,7 @@ impl Database {
         .await
     }
 
-    /// Every camera at every location where it has detected a face: by camera, the latest location first.
+    /// Returns every camera at every location where it has detected a face: by camera, the latest location first.
     ///
     /// # Errors
     /// The database fails.
@@ -496,7 +496,7 @@ impl Database {
     }
 }
 
-/// Detections by row id.
+/// Returns detections by row id.
 pub(super) fn of_ids(
     connection: &mut AnyConnection,
     ids: &[i64],
@@ -536,7 +536,7 @@ fn hidden_from_indexes<'a>(
     query
 }
 
-/// Detections with the present names of their people, and the ids of unknown ones.
+/// Returns detections with the present names of their people and the ids of unknown people.
 #[auto_type]
 fn with_names() -> _ {
     detections::table

@@ -38,7 +38,7 @@ pub enum IdempotentCall {
 }
 
 impl IdempotentCall {
-    /// The name in rows.
+    /// Returns its name in rows.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::StoreResults => "store-results",
@@ -119,7 +119,7 @@ pub struct StoredBatch {
 }
 
 impl Database {
-    /// Those of `keys` that `call` has a record of.
+    /// Returns those of `keys` that `call` has a record of.
     ///
     /// # Errors
     /// The database fails.
@@ -188,8 +188,8 @@ impl Database {
     }
 }
 
-/// The record of a key. Records of earlier versions list everybody in the model: at most `top_k` predictions of each face
-/// are returned.
+/// Returns the record of a key. Records of earlier versions list everybody in the model, so at most `top_k` predictions
+/// of each face are returned.
 fn find_record(
     connection: &mut AnyConnection,
     call: IdempotentCall,

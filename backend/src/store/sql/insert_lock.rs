@@ -51,7 +51,7 @@ pub(super) fn hold_insert_lock(connection: &mut AnyConnection) -> Result<(), Sto
 }
 
 impl Database {
-    /// The greatest id for which all detections up to it are visible.
+    /// Returns the greatest id for which all detections up to it are visible.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] where transactions hold the lock for too long.
@@ -67,7 +67,8 @@ impl Database {
         .await
     }
 
-    /// The greatest id for which all revisions up to it are visible: transactions that revise detections insert others.
+    /// Returns the greatest id for which all revisions up to it are visible: transactions that revise detections insert
+    /// others.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] where transactions hold the lock for too long.

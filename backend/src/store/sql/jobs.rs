@@ -94,7 +94,7 @@ impl Database {
         Ok(job)
     }
 
-    /// A job by its id.
+    /// Returns a job by its id.
     ///
     /// # Errors
     /// The database fails.
@@ -103,7 +103,7 @@ impl Database {
         self.read(move |connection| find(connection, &id)).await
     }
 
-    /// At most `limit` jobs, the newest first, starting after the job `before`.
+    /// Returns at most `limit` jobs, the newest first, starting after the job `before`.
     ///
     /// # Errors
     /// The database fails.
@@ -131,7 +131,7 @@ impl Database {
         .await
     }
 
-    /// Whether any job is queued or running, in any process.
+    /// Returns whether any job is queued or running, in any process.
     ///
     /// # Errors
     /// The database fails.

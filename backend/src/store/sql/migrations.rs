@@ -126,7 +126,7 @@ pub(super) fn applied(connection: &mut AnyConnection) -> anyhow::Result<Vec<Stri
     Ok(versions)
 }
 
-/// Versions and full names of the migrations that this program has for an engine.
+/// Returns versions and full names of the migrations that this program has for an engine.
 fn known(connection: &AnyConnection) -> anyhow::Result<Vec<(String, String)>> {
     match connection {
         AnyConnection::Sqlite(_) => names::<Sqlite>(&SQLITE),
@@ -156,7 +156,7 @@ pub(super) fn known_to(engine: &Engine) -> anyhow::Result<Vec<String>> {
     Ok(versions)
 }
 
-/// Versions as rows have them, and full names.
+/// Returns versions as rows have them, and full names.
 fn names<D: Backend>(migrations: &EmbeddedMigrations) -> anyhow::Result<Vec<(String, String)>> {
     let migrations = MigrationSource::<D>::migrations(migrations).map_err(|error| anyhow::anyhow!(error))?;
     let both = |name: &dyn MigrationName| (name.version().to_string(), name.to_string());

@@ -343,7 +343,7 @@ impl Database {
         .await
     }
 
-    /// `name` is the type name of `statements`.
+    /// Runs `statements` in a transaction; `name` is their type name.
     async fn in_transaction<T, F>(
         &self,
         access: Access,

@@ -62,7 +62,8 @@ pub struct NewModel {
 }
 
 impl ModelRow {
-    /// How its threshold was calibrated; `None` for models of earlier versions and such as know nobody.
+    /// Returns how the model's threshold was calibrated; `None` for models of earlier versions and models without
+    /// people.
     ///
     /// # Errors
     /// [`StoreError::Damaged`].
@@ -73,7 +74,7 @@ impl ModelRow {
 }
 
 impl Database {
-    /// The active model, if one was trained.
+    /// Returns the active model, if any.
     ///
     /// # Errors
     /// The database fails.
@@ -88,7 +89,7 @@ impl Database {
         .await
     }
 
-    /// All models, the newest first, and the version of the active one.
+    /// Returns all models, the newest first, and the version of the active one.
     ///
     /// # Errors
     /// The database fails.
@@ -103,7 +104,7 @@ impl Database {
         .await
     }
 
-    /// A model by its version.
+    /// Returns a model by its version.
     ///
     /// # Errors
     /// [`StoreError::ModelNotFound`].
@@ -208,7 +209,7 @@ impl Database {
         .await
     }
 
-    /// Whether the active model knows an erased person.
+    /// Returns whether the active model knows an erased person.
     ///
     /// # Errors
     /// The database fails.
@@ -255,7 +256,7 @@ impl Database {
         .await
     }
 
-    /// The keys of all blobs that models refer to.
+    /// Returns the keys of all blobs that models refer to.
     ///
     /// # Errors
     /// The database fails.
@@ -264,14 +265,14 @@ impl Database {
     }
 }
 
-/// Whether the person of a row of `model_people` exists. Not `eq_any`: in a large gallery PostgreSQL reads the whole table
-/// of people for each row.
+/// Returns whether the person of a row of `model_people` exists. Does not use `eq_any`: in a large gallery PostgreSQL
+/// reads the whole table of people for each row.
 #[diesel::dsl::auto_type]
 fn person_exists() -> _ {
     exists(people::table.filter(people::id.eq(model_people::person_id)))
 }
 
-/// The greatest version that any model ever had.
+/// Returns the greatest version that any model ever had.
 fn last_version(connection: &mut AnyConnection) -> Result<i64, StoreError> {
     let there: Option<i64> = models::table.select(max(models::version)).first(connection)?;
     let removed: Option<i64> =

@@ -62,8 +62,8 @@ struct Row {
 }
 
 impl Row {
-    /// How well the face can be recognised, 0 to 1: its weight in a track. Detections of older versions have none; it is
-    /// computed from the box then.
+    /// Returns the quality of the face, 0 to 1: its weight in a track. For detections of older versions, which have
+    /// none, it is computed from the box.
     fn quality(&self) -> f32 {
         if let Some(weight) = self.weight {
             return weight;
@@ -121,7 +121,7 @@ impl Database {
     }
 }
 
-/// The outcome for a cluster that has become `person` before.
+/// Returns the outcome for a cluster that became `person` earlier.
 fn named_before(
     connection: &mut AnyConnection,
     id: UnknownId,

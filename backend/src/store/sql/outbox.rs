@@ -67,7 +67,8 @@ impl Database {
         .await
     }
 
-    /// At most `limit` messages whose next attempt is due, the longest overdue first, without those of the rows `except`.
+    /// Returns at most `limit` messages whose next attempt is due, the longest overdue first, except those of the rows
+    /// `except`.
     ///
     /// # Errors
     /// The database fails.

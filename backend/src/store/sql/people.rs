@@ -98,7 +98,7 @@ impl ImageRow {
     }
 }
 
-/// The face of an image's row; `None` where the row has none.
+/// Returns the face of an image's row; `None` if it has none.
 fn enrolled_face(
     (left, top, right, bottom, size, sharpness, yaw, pitch, roll, brightness, confidence): FaceColumns,
 ) -> Option<EnrolledFace> {
@@ -194,13 +194,13 @@ pub struct EnrolledImage {
 }
 
 impl EnrolledImage {
-    /// Whether there is a picture, rather than an embedding alone.
+    /// Returns whether the image has a picture, rather than an embedding alone.
     pub fn has_picture(&self) -> bool {
         has_picture(&self.blob_key)
     }
 }
 
-/// Whether the key of an image is that of a picture.
+/// Returns whether the key of an image is that of a picture.
 pub fn has_picture(blob_key: &str) -> bool {
     !blob_key.starts_with(IMAGES_WITHOUT_PICTURES)
 }
@@ -270,8 +270,8 @@ impl Database {
         self.read(move |connection| person(connection, &sought)).await
     }
 
-    /// All people by Face ID, with the numbers of their images and of those that a training on embeddings of `embedder`
-    /// uses.
+    /// Returns all people by Face ID, with the numbers of their images and of those that a training on embeddings of
+    /// `embedder` uses.
     ///
     /// # Errors
     /// The database fails.
@@ -319,8 +319,8 @@ impl Database {
         .await
     }
 
-    /// The Face IDs of those of `people`, row ids, who are enrolled, by row id. Read for every response, so that an erased
-    /// person is never named.
+    /// Returns the Face IDs of `people`, row ids, by row id, without those who are not enrolled. Is read for every
+    /// response, so that an erased person is never named.
     ///
     /// # Errors
     /// The database fails.
@@ -360,7 +360,7 @@ impl Database {
         }
     }
 
-    /// An image with its person, embeddings and similar images.
+    /// Returns an image with its person, embeddings and similar images.
     ///
     /// # Errors
     /// [`StoreError::ImageNotFound`].
@@ -391,7 +391,7 @@ impl Database {
         .await
     }
 
-    /// A person and the person's images, the oldest first.
+    /// Returns a person and the person's images, the oldest first.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`].
@@ -409,7 +409,7 @@ impl Database {
         .await
     }
 
-    /// The key of the blob of a person's image.
+    /// Returns the key of the blob of a person's image.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`], [`StoreError::ImageNotFound`].
@@ -418,7 +418,7 @@ impl Database {
         self.read(move |connection| image_blob_key(connection, &sought, &image)).await
     }
 
-    /// The Face IDs of the people with these ids, by id.
+    /// Returns the Face IDs of the people with these ids, by id.
     ///
     /// # Errors
     /// The database fails.
@@ -529,7 +529,7 @@ impl Database {
         .await
     }
 
-    /// The identities of all people, with their row ids.
+    /// Returns the identities of all people, with their row ids.
     ///
     /// # Errors
     /// The database fails.
@@ -544,7 +544,7 @@ impl Database {
         .await
     }
 
-    /// The ids of all images.
+    /// Returns the ids of all images.
     ///
     /// # Errors
     /// The database fails.
@@ -552,7 +552,7 @@ impl Database {
         self.read(|connection| Ok(images::table.select(images::id).load(connection)?)).await
     }
 
-    /// The keys of all blobs that images refer to.
+    /// Returns the keys of all blobs that images refer to.
     ///
     /// # Errors
     /// The database fails.
@@ -565,7 +565,7 @@ impl Database {
         .await
     }
 
-    /// The person of a row; `None` where the person was erased.
+    /// Returns the person of a row; `None` if the person was erased.
     ///
     /// # Errors
     /// The database fails.
@@ -581,7 +581,7 @@ impl Database {
         .await
     }
 
-    /// The embeddings of a person's images by an embedder.
+    /// Returns the embeddings of a person's images by an embedder.
     ///
     /// # Errors
     /// The database fails.
@@ -602,7 +602,7 @@ impl Database {
         .await
     }
 
-    /// All embeddings by an embedder, in one consistent read.
+    /// Returns all embeddings by an embedder, in one consistent read.
     ///
     /// # Errors
     /// The database fails.
@@ -625,7 +625,7 @@ impl Database {
         .await
     }
 
-    /// All images and all people, in one consistent read.
+    /// Returns all images and all people, in one consistent read.
     ///
     /// # Errors
     /// The database fails.
@@ -695,7 +695,7 @@ pub(super) fn add(connection: &mut AnyConnection, name: &Name) -> Result<Person,
     }
 }
 
-/// The number of images of each person who has any, by row id.
+/// Returns the number of images of each person with images, by row id.
 fn images_by_person(connection: &mut AnyConnection) -> Result<HashMap<i64, i64>, StoreError> {
     let counted = images::table.group_by(images::person_id).select((images::person_id, count_star()));
     Ok(counted.load::<(i64, i64)>(connection)?.into_iter().collect())
@@ -896,7 +896,7 @@ fn image_blob_key(
         .ok_or(StoreError::ImageNotFound)
 }
 
-/// The Face IDs of those of `rows` who are enrolled, by row id.
+/// Returns the Face IDs of people by row id, without those who are not enrolled.
 pub(super) fn face_ids(
     connection: &mut AnyConnection,
     rows: &HashSet<i64>,

@@ -124,7 +124,7 @@ impl Database {
         Ok(queued)
     }
 
-    /// The people whom the active model knows, by row id.
+    /// Returns the people in the active model, by row id.
     ///
     /// # Errors
     /// The database fails.
@@ -140,7 +140,7 @@ impl Database {
         .await
     }
 
-    /// The people for whom a search is requested, by row id, and when it was.
+    /// Returns the people for whom a search is requested, by row id, with the times of the requests.
     ///
     /// # Errors
     /// The database fails.
@@ -168,7 +168,7 @@ impl Database {
         .await
     }
 
-    /// The number of unknown faces with an embedding by `embedder`.
+    /// Returns the number of unknown faces with an embedding by `embedder`.
     ///
     /// # Errors
     /// The database fails.
@@ -184,7 +184,8 @@ impl Database {
         .await
     }
 
-    /// At most `limit` embeddings of unknown faces by `embedder`, with the row ids of their detections, after the row `after`.
+    /// Returns at most `limit` embeddings of unknown faces by `embedder`, with the row ids of their detections, after
+    /// the row `after`.
     ///
     /// # Errors
     /// The database fails.
@@ -272,7 +273,7 @@ impl Database {
         .await
     }
 
-    /// At most `limit` proposals by row id, after the row `after`.
+    /// Returns at most `limit` proposals by row id, after the row `after`.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`] where the person of the filter does not exist.

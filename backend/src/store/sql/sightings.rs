@@ -105,7 +105,8 @@ impl From<DetectionRow> for Sighting {
     }
 }
 
-/// The order of the list: by the first capture; of the same moment tracks before detections, each by id. The last is first.
+/// Returns the sort key of the list, which is in descending order: by the first capture; of the same time tracks before
+/// detections, each by id.
 fn place(sighting: &Sighting) -> (Micros, bool, i64) {
     match sighting.id {
         SightingId::Detection(id) => (sighting.first_captured_at, false, id),
@@ -114,7 +115,7 @@ fn place(sighting: &Sighting) -> (Micros, bool, i64) {
 }
 
 impl Database {
-    /// At most `limit` sightings, starting after the position `after`: the one that began last is first.
+    /// Returns at most `limit` sightings, starting after the position `after`: the last to begin comes first.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`] where the person of the filter does not exist.
@@ -282,7 +283,7 @@ fn detection_rows(
     Ok(query.load::<DetectionRow>(connection)?)
 }
 
-/// The detection of each track that counts most, of several the earliest.
+/// Returns the detection with the greatest weight in each track, the earliest of several.
 fn best_detections(
     connection: &mut AnyConnection,
     rows: &[TrackRow],

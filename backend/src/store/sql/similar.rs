@@ -35,8 +35,8 @@ pub struct SimilarPair {
 }
 
 impl Database {
-    /// Images of others than `person` whose embedding has at least this cosine to `embedding`, of length 1, the nearest
-    /// first, at most `limit`.
+    /// Returns at most `limit` images of people other than `person` with at least this cosine between their embedding
+    /// and `embedding`, of length 1; the nearest come first.
     ///
     /// # Errors
     /// The database fails.
@@ -94,7 +94,7 @@ impl Database {
         .await
     }
 
-    /// At most `limit` pairs of similar images, the most similar first, and the number of all pairs.
+    /// Returns at most `limit` pairs of similar images, the most similar first, and the number of all pairs.
     ///
     /// # Errors
     /// The database fails.
@@ -111,7 +111,7 @@ impl Database {
     }
 }
 
-/// The images that are nearly the same picture as one, the most similar first.
+/// Returns the images that are nearly the same picture as one, the most similar first.
 pub(super) fn similar_to(
     connection: &mut AnyConnection,
     image: &str,

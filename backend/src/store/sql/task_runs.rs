@@ -23,7 +23,7 @@ impl Database {
         .await
     }
 
-    /// When `task` last completed; `None` where it never has.
+    /// Returns when `task` last completed; `None` if never.
     ///
     /// # Errors
     /// The database fails.

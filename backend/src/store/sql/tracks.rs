@@ -119,8 +119,8 @@ impl DecidedTrack {
 }
 
 impl OpenTrack {
-    /// Whether crops that arrive at `received_at` belong to it. Where the sender names no run, another run may have begun
-    /// with the same number: then the times of capture have to be near, too.
+    /// Returns whether crops that arrive at `received_at` belong to the track. If the sender names no run, another run
+    /// may have begun with the same number, so the capture times must be near, too.
     fn takes(&self, group: &Group<'_>, received_at: Micros, window: Micros) -> bool {
         let near = group.first.saturating_sub(window) <= self.last_captured_at
             && group.last.saturating_add(window) >= self.first_captured_at;
@@ -135,7 +135,8 @@ impl OpenTrack {
     }
 }
 
-/// What names a track that takes crops: a digest, since the texts are longer than the indexes of some engines allow.
+/// Returns the key of a track that takes crops: a digest, since the texts are longer than the indexes of some engines
+/// allow.
 fn open_key(new: &NewUploads, track: &TrackRef) -> String {
     let run_id = track.run_id.as_deref().unwrap_or_default();
     let mut hash = Sha256::new();
@@ -150,7 +151,7 @@ fn open_key(new: &NewUploads, track: &TrackRef) -> String {
 /// Time of capture, image, index in the image and face of a crop.
 type Crop<'a> = (Micros, usize, usize, &'a IdentifiedFace);
 
-/// The crops of a request by track, in the order in which every request locks tracks.
+/// Returns the crops of a request by track, in the order in which all requests lock tracks.
 fn groups<'a>(new: &'a NewUploads, window: Micros, is_fresh: impl Fn(usize) -> bool) -> Vec<Group<'a>> {
     let mut by_key: BTreeMap<String, (&TrackRef, Vec<Crop<'_>>)> = BTreeMap::new();
     for (image, upload) in new.uploads.iter().enumerate().filter(|(image, _)| is_fresh(*image)) {
@@ -207,7 +208,7 @@ const COLUMNS: (
     tracks::person_id,
 );
 
-/// The track of a key, locked until the transaction ends.
+/// Finds the track of a key and locks it until the transaction ends.
 fn find_locked(connection: &mut AnyConnection, key: &str) -> Result<Option<OpenTrack>, StoreError> {
     let sought = tracks::table.filter(tracks::open_key.eq(key)).select(COLUMNS);
     Ok(match connection {
@@ -234,7 +235,7 @@ fn find_locked(connection: &mut AnyConnection, key: &str) -> Result<Option<OpenT
     })
 }
 
-/// The sum of a track and of a request's crops, and the number of crops in it.
+/// Returns the sum of a track's embeddings with those of a request's crops, and the number of crops in it.
 fn add(current: Option<&OpenTrack>, group: &Group<'_>) -> Result<(EmbeddingSum, i64), StoreError> {
     let mut sum = current.map(OpenTrack::sum).transpose()?.unwrap_or_default();
     group.faces.iter().for_each(|(_, _, face)| sum.add(face));
@@ -416,8 +417,9 @@ fn record_revisions(connection: &mut AnyConnection, ids: &[i64]) -> Result<(), S
     Ok(())
 }
 
-/// Has the tracks of detections take no more crops, before the detections are named or erased. To be called before rows of
-/// clusters, the cohort or detections are locked: requests lock their tracks first. Returns the row ids of the tracks.
+/// Closes the tracks of detections to further crops, before the detections are named or erased. Must be called before rows
+/// of clusters, the cohort or detections are locked, since requests lock their tracks first. Returns the row ids of the
+/// tracks.
 pub(super) fn end_of_detections(
     connection: &mut AnyConnection,
     faces: &[i64],
@@ -467,7 +469,7 @@ pub(super) fn put_name(
     Ok(())
 }
 
-/// Has tracks take no more crops: removes their embeddings. Tracks without detections go.
+/// Closes tracks to further crops: removes their embeddings. Deletes tracks without detections.
 fn close(connection: &mut AnyConnection, ids: &[i64]) -> Result<(), StoreError> {
     let rows = || tracks::table.filter(tracks::id.eq_any(ids));
     diesel::delete(rows().filter(tracks::stored.eq(false))).execute(connection)?;

@@ -137,7 +137,7 @@ pub struct ClustersForRevision {
 }
 
 impl Database {
-    /// All clusters of an embedder.
+    /// Returns all clusters of an embedder.
     ///
     /// # Errors
     /// The database fails.
@@ -164,7 +164,7 @@ impl Database {
         .await
     }
 
-    /// Whether there are detections that have not been read, or clusters that detections have left.
+    /// Returns whether there are detections that have not been read, or clusters that detections have left.
     ///
     /// # Errors
     /// The database fails.
@@ -180,7 +180,7 @@ impl Database {
         .await
     }
 
-    /// The unknown faces among the `limit` detections after the row `after`.
+    /// Returns the unknown faces among the `limit` detections after the row `after`.
     ///
     /// # Errors
     /// The database fails.
@@ -222,8 +222,8 @@ impl Database {
         .await
     }
 
-    /// For each face with a track, the part of the track that is in a cluster already: the cluster of the latest face of
-    /// it, and its faces there.
+    /// Returns, for each face with a track, the part of the track that is in a cluster already: the cluster of the
+    /// track's latest face, and the track's faces there.
     ///
     /// # Errors
     /// The database fails.
@@ -310,7 +310,7 @@ impl Database {
         Ok(rows.len())
     }
 
-    /// All clusters of an embedder, for a revision.
+    /// Returns all clusters of an embedder, for a revision.
     ///
     /// # Errors
     /// The database fails.
@@ -330,7 +330,7 @@ impl Database {
         .await
     }
 
-    /// The tracks of clusters, by cluster.
+    /// Returns the tracks of clusters, by cluster.
     ///
     /// # Errors
     /// The database fails.
@@ -367,7 +367,7 @@ impl Database {
         .await
     }
 
-    /// Whether a revision of all clusters is queued or running.
+    /// Returns whether a revision of all clusters is queued or running.
     ///
     /// # Errors
     /// The database fails.
@@ -444,7 +444,7 @@ fn earlier_track(
     Ok(Some(EarlierTrack { cluster, faces: track }))
 }
 
-/// The part of a track with a row that is in a cluster.
+/// Returns the part of a track with a row that is in a cluster.
 fn earlier_of_row(
     connection: &mut AnyConnection,
     row: i64,

@@ -38,7 +38,7 @@ struct LastId {
 }
 
 impl Database {
-    /// The newest pictures of a cluster, `limit` at most.
+    /// Returns the newest pictures of a cluster, at most `limit`.
     ///
     /// # Errors
     /// The database fails.
@@ -63,7 +63,7 @@ impl Database {
         .await
     }
 
-    /// The key of the picture of a detection that is in a cluster.
+    /// Returns the key of the picture of a detection that is in a cluster.
     ///
     /// # Errors
     /// The database fails.
@@ -84,7 +84,7 @@ impl Database {
         .await
     }
 
-    /// The keys of all blobs that pictures refer to.
+    /// Returns the keys of all blobs that pictures refer to.
     ///
     /// # Errors
     /// The database fails.

@@ -93,7 +93,7 @@ pub enum ClusterConflict {
 }
 
 impl ClusterConflict {
-    /// The field of the call that is at fault.
+    /// Returns the field of the call that is invalid.
     pub fn field(&self) -> &'static str {
         match self {
             Self::Embedders { .. } | Self::Same | Self::NotFound(_) => "unknown_ids",
@@ -122,7 +122,7 @@ pub(super) struct Clustering {
 }
 
 impl Database {
-    /// At most `limit` clusters in `order`, starting after the position `after`.
+    /// Returns at most `limit` clusters in `order`, starting after the position `after`.
     ///
     /// # Errors
     /// The database fails.
@@ -174,7 +174,7 @@ impl Database {
         .await
     }
 
-    /// A cluster by its id, or by the id of one that was merged into it.
+    /// Returns a cluster by its id, or by the id of one that was merged into it.
     ///
     /// # Errors
     /// [`StoreError::UnknownNotFound`].
@@ -286,7 +286,7 @@ impl Database {
         .await
     }
 
-    /// Has lists leave out a cluster, or not.
+    /// Hides a cluster from lists, or shows it again.
     ///
     /// # Errors
     /// [`StoreError::UnknownNotFound`].
@@ -337,7 +337,8 @@ impl Database {
         .await
     }
 
-    /// The identities of all clusters, and of those that were merged into them, with the row ids of the clusters.
+    /// Returns the identities of all clusters, and of those that were merged into them, with the row ids of the
+    /// clusters.
     ///
     /// # Errors
     /// The database fails.
@@ -373,7 +374,7 @@ pub(super) fn hold(connection: &mut AnyConnection) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// How far detections have been read, and the state of all clusters.
+/// Returns how far detections have been read, and the state of all clusters.
 pub(super) fn state(connection: &mut AnyConnection) -> Result<Clustering, StoreError> {
     Ok(unknown_clustering::table
         .select((
@@ -384,7 +385,7 @@ pub(super) fn state(connection: &mut AnyConnection) -> Result<Clustering, StoreE
         .first(connection)?)
 }
 
-/// The row of a cluster, or of the one that it was merged into.
+/// Returns the row of a cluster, or of the one that it was merged into.
 pub(super) fn row_of(connection: &mut AnyConnection, id: UnknownId) -> Result<i64, StoreError> {
     let id = id.to_string();
     let own = unknowns::table.filter(unknowns::public_id.eq(&id)).select(unknowns::id);
@@ -462,7 +463,7 @@ pub(super) use unknown_face_columns;
 /// The columns of an [`UnknownFace`].
 pub(super) type FaceColumns = (i64, Micros, String, Option<i64>, Option<i64>, Option<Vec<u8>>);
 
-/// The face of a row; `None` without an embedding.
+/// Returns the face of a row; `None` if it has no embedding.
 pub(super) fn face_of(
     (id, captured_at, camera_id, track_id, track_row, embedding): FaceColumns,
 ) -> Result<Option<UnknownFace>, StoreError> {
@@ -471,7 +472,7 @@ pub(super) fn face_of(
     Ok(Some(UnknownFace { id, captured_at, camera_id, track_id, track_row, embedding }))
 }
 
-/// The tracks of clusters, by cluster.
+/// Returns the tracks of clusters, by cluster.
 pub(super) fn tracks_of(
     connection: &mut AnyConnection,
     clusters: &[i64],
@@ -512,13 +513,13 @@ pub(super) fn summarise(connection: &mut AnyConnection, row: i64) -> Result<(), 
     store(connection, row, &summary)
 }
 
-/// Has the task that clusters compute what a cluster's row says again.
+/// Marks a cluster for the clustering task, which computes the summary in the cluster's row again.
 pub(super) fn mark_changed(connection: &mut AnyConnection, row: i64) -> Result<(), StoreError> {
     diesel::update(unknowns::table.find(row)).set(unknowns::changed.eq(true)).execute(connection)?;
     Ok(())
 }
 
-/// The number of a cluster's faces, 0 where there is no such cluster.
+/// Returns the number of a cluster's faces; 0 if there is no such cluster.
 pub(super) fn faces_of(connection: &mut AnyConnection, row: i64) -> Result<i64, StoreError> {
     let faces = unknowns::table.find(row).select(unknowns::faces).first(connection).optional()?;
     Ok(faces.unwrap_or_default())

@@ -59,7 +59,7 @@ fn darken(level: u8) -> u8 {
     level / 9 * 4
 }
 
-/// Slabs whose joints run towards a vanishing point behind the houses.
+/// Returns the colour of slabs with joints that run towards a vanishing point behind the houses.
 fn pavement([x, y]: [u32; 2], [width, height]: [u32; 2]) -> Rgb<u8> {
     let near = f64::from(y) / f64::from(height.max(1));
     let side = (f64::from(x) - f64::from(width) / 2.0) / f64::from(width) / (1.0 + 2.0 * near);

@@ -182,7 +182,7 @@ mod tests {
 
     const SIZE: [u32; 2] = [320, 180];
 
-    /// Two people with two synthetic photographs each: pink with a dark centre.
+    /// Returns two people with two synthetic photographs each: pink with a dark centre.
     fn cast(folder: &std::path::Path) -> Cast {
         let person = |name: &str, red: u8| {
             let photographs = [40_u8, 90]
