@@ -1,8 +1,11 @@
 //! Transactions of several processes that change detections, tracks and groups of unknown faces: in which order they lock rows,
 //! and that none overlooks what another one changes meanwhile. Only database servers have several writers.
 
+use std::time::{Duration, Instant};
+
 use diesel::{Connection as _, MysqlConnection, PgConnection, connection::SimpleConnection as _};
 use facepipe_backend::parts::{Database, FaceId, NewProposal, SelectedProposals, UnknownId, now};
+use tokio::sync::Mutex;
 
 use crate::{
     helpers::{Engine, execute, lines, try_lines, until},
@@ -46,18 +49,26 @@ impl Transaction {
 
 /// Waits until a transaction of the database waits for another one.
 async fn until_one_waits(url: &str) {
-    let query = match Engine::of_this_run() {
-        Some(Engine::Postgres) => {
-            "SELECT CONCAT('', COUNT(*)) AS line FROM pg_stat_activity \
-             WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    if Engine::of_this_run() == Some(Engine::Postgres) {
+        let waiting = "SELECT CONCAT('', COUNT(*)) AS line FROM pg_stat_activity \
+                       WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        until(|| lines(url, waiting) == ["1"]).await;
+        return;
+    }
+    // InnoDB's list of transactions stays as it is while anybody reads it more often than every 100 ms: one test at a time does.
+    static READING: Mutex<()> = Mutex::const_new(());
+    let _reading = READING.lock().await;
+    let waiting = "SELECT CONCAT('', COUNT(*)) AS line FROM information_schema.innodb_trx AS waiting \
+                   INNER JOIN information_schema.processlist AS process ON process.id = waiting.trx_mysql_thread_id \
+                   WHERE process.db = DATABASE() AND waiting.trx_state = 'LOCK WAIT'";
+    let begun = Instant::now();
+    loop {
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        if lines(url, waiting) == ["1"] {
+            return;
         }
-        _ => {
-            "SELECT CONCAT('', COUNT(*)) AS line FROM information_schema.innodb_trx AS waiting \
-             INNER JOIN information_schema.processlist AS process ON process.id = waiting.trx_mysql_thread_id \
-             WHERE process.db = DATABASE() AND waiting.trx_state = 'LOCK WAIT'"
-        }
-    };
-    until(|| lines(url, query) == ["1"]).await;
+        assert!(begun.elapsed() < Duration::from_secs(60), "nothing waits");
+    }
 }
 
 /// Whether no transaction has locked the rows of a query.
