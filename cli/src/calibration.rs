@@ -5,7 +5,7 @@ use crate::client::{ErrorRate, ModelCalibration, ModelWarning};
 /// People and pairs of a warning that are shown.
 const MAX_SHOWN: usize = 20;
 
-/// Describes a calibration: the threshold, the expected error rates, and the warnings with the people whom they are about.
+/// Describes a calibration: the threshold, the expected error rates, and the warnings with the people concerned.
 pub fn lines(calibration: &ModelCalibration) -> Vec<String> {
     let method = match calibration.method.as_str() {
         "cohort_quantile" => format!("from {} strangers of the cohort", calibration.cohort),

@@ -57,7 +57,7 @@ mod tests {
         let path = folder.path().join("report.html");
         let on_a_full_disk = |file: &mut File| {
             file.write_all(b"<html>")?;
-            // What the system says of a full disk.
+            // Fails as on a full disk.
             fs::write("/dev/full", b"</html>")
         };
         let names = || -> Vec<_> {

@@ -104,7 +104,7 @@ pub async fn wait_for(client: &Client, mut job: Job) -> Result<Option<Job>> {
     }
 }
 
-/// Returns what a job does, for its progress bar.
+/// Returns the label of a job's progress bar.
 fn label(job: &Job) -> &'static str {
     match job.kind.as_str() {
         "optimized-train" | "train" => "Training",

@@ -12,7 +12,7 @@ use crate::{ConvertError, convert, is_converted};
 /// Lock file by which processes that write weights into one folder take turns; that of `facepipe models fetch`.
 const LOCK_FILE: &str = ".fetch.lock";
 
-/// One published file of a folder, and what became of it.
+/// A published file of a folder and the outcome of its conversion.
 #[derive(Debug)]
 pub struct ConvertedFile {
     /// The published file.
@@ -23,7 +23,7 @@ pub struct ConvertedFile {
     pub outcome: Result<Conversion, ConvertError>,
 }
 
-/// What was done for a published file.
+/// The outcome of a successful conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Conversion {
     /// Its safetensors were written.

@@ -51,7 +51,7 @@ pub enum ConvertError {
     Malformed {
         /// The file, or the name given for the bytes.
         origin: String,
-        /// What is wrong, and where.
+        /// The problem and its position.
         reason: String,
     },
 }
@@ -101,8 +101,8 @@ fn from_format(
     floats.map_err(|reason| ConvertError::Malformed { origin: origin.to_owned(), reason })
 }
 
-/// Converts the published file `from` to the safetensors `to`, which is written atomically, with the permissions of `from`, and with
-/// its time of modification, by which [`is_converted`] knows what it was made of.
+/// Converts the published file `from` to the safetensors `to`. Writes `to` atomically, with the permissions and the modification
+/// time of `from`, by which [`is_converted`] recognises its source.
 ///
 /// # Errors
 ///

@@ -214,7 +214,7 @@ fn big_endian_files_are_rejected() {
 #[test]
 fn a_pickle_that_would_run_code_or_exhaust_memory_is_rejected() {
     let zip = |pickle: &Pickle| torch_file::archive(&pickle.0, &[]);
-    // What Python would execute is a value like any other here, and no state dict.
+    // A call that Python would execute is a value like any other here, and no state dict.
     let mut system = Pickle::new();
     system.global("os", "system").text("exit 1").op(0x85).op(b'R').op(b'.');
     assert!(reason(&zip(&system)).contains("an object instead of a state dict"));

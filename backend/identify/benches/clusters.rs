@@ -1,7 +1,7 @@
 //! How fast unknown faces are clustered one after the other, and with how much memory.
 //!
-//! `cargo bench -p facepipe-identify --bench clusters -- [FACES [PEOPLE [DIMENSIONS]]]` clusters that many faces of that many people,
-//! 100,000 of 100,000 with 128 components if not told, on one thread, and prints one line of JSON: the seconds, faces per
+//! `cargo bench -p facepipe-identify --bench clusters -- [FACES [PEOPLE [DIMENSIONS]]]` clusters that many faces of that many
+//! people, 100,000 of 100,000 with 128 components by default, on one thread, and prints one line of JSON: the seconds, faces per
 //! second in all and over the last tenth, clusters, and how much the process' peak of memory grew.
 //!
 //! The embeddings are as in the benchmark `training`: a direction per person, and one for each face that is as long.
@@ -20,7 +20,8 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
 /// Faces that a server reads together.
 const CHUNK: usize = 256;
-/// Length of what sets two faces of a person apart, with that of the person as 1: a cosine of about 0.65 between them.
+/// Length of the difference between two faces of a person, relative to the person's vector: a cosine of about 0.65
+/// between them.
 const NOISE: f32 = 0.73;
 
 fn direction(random: &mut ChaCha8Rng, dimensions: usize) -> Vec<f32> {

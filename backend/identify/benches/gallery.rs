@@ -1,4 +1,5 @@
-//! How long an identification takes in a large gallery on one core, what it needs of memory, and how long one more person takes.
+//! How long an identification takes in a large gallery on one core, how much memory it needs, and how long one more
+//! person takes.
 //!
 //! `cargo bench -p facepipe-identify --bench gallery -- PEOPLE DIMENSIONS [PHOTOGRAPHS]` prints one line of JSON. People are
 //! random directions, with a cosine of 0.6 between two photographs of somebody on average; half of the searches are for people
@@ -25,7 +26,7 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng};
 
 const SEARCHES: usize = 200;
 
-/// Length of what sets two photographs of a person apart, with that of the person as 1.
+/// Length of the difference between two photographs of a person, relative to the person's vector.
 const NOISE: f32 = 0.8;
 
 struct People {

@@ -34,7 +34,7 @@ const HELD_OUT: usize = 2;
 const NEWCOMERS_PHOTOGRAPHS: usize = 12;
 const THRESHOLD: f32 = 0.3;
 
-/// Length of what sets two photographs of a person apart, with that of the person as 1.
+/// Length of the difference between two photographs of a person, relative to the person's vector.
 const NOISE: f32 = 1.0;
 
 struct Arguments {

@@ -22,8 +22,8 @@ pub fn top_scores(cohort: &[Vec<f32>], references: &[Vec<f32>]) -> Vec<f32> {
     found.into_iter().map(|nearest| nearest.map_or(-1.0, |(_, cosine)| cosine)).collect()
 }
 
-/// Returns the score from which two embeddings show the same person beyond doubt, whatever the number of comparisons:
-/// halfway between `same_person`, the embedder's threshold of verification, and 1.
+/// Returns the score from which two embeddings show the same person beyond doubt in any number of comparisons: halfway
+/// between `same_person`, the embedder's threshold of verification, and 1.
 pub fn beyond_doubt(same_person: f32) -> f32 {
     f32::midpoint(same_person, 1.0)
 }

@@ -10,7 +10,7 @@ pub enum IdentifyError {
     /// The embedder's name is empty, too long or has control characters.
     #[error("embedder: {problem}")]
     Embedder {
-        /// What is wrong and the limit.
+        /// The problem and the limit.
         problem: String,
     },
     /// A label is empty, too long or has control characters.
@@ -18,7 +18,7 @@ pub enum IdentifyError {
     Label {
         /// Position in the samples, from 0.
         sample: usize,
-        /// What is wrong and the limit.
+        /// The problem and the limit.
         problem: String,
     },
     /// An embedding has another number of components than the model or the other samples.

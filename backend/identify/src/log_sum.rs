@@ -20,10 +20,10 @@ impl LogSum {
         (f64::from(self.slope) * (cosine - f64::from(self.reference))).exp()
     }
 
-    /// Adds cosines, the greatest of which is `highest`.
+    /// Adds cosines, with `highest` the greatest.
     pub(crate) fn add(&mut self, cosines: &[f32], highest: f32) {
         if highest > self.reference {
-            // Of what was added so far, if anything was.
+            // Rescales the sum so far, which may be 0.
             self.sum *= 1.0 / (f64::from(self.slope) * f64::from(highest - self.reference)).exp();
             self.reference = highest;
         }
@@ -80,7 +80,7 @@ impl Kernel for Exponentials<'_> {
 fn exp2(x: f32) -> f32 {
     /// Added to a small number, leaves its nearest integer in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
-    // Not `max`, which has to handle what is no number.
+    // Not `max`, which has to handle NaN.
     let x = if x > -126.0 { x } else { -126.0 };
     let shifted = x + ROUND;
     let whole = shifted.to_bits() << 23;

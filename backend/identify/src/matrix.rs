@@ -258,7 +258,7 @@ impl Kernel for ManyProducts<'_> {
         let last = groups.remainder();
         for group in groups {
             let out = out.get_mut(done * count..).unwrap_or_default();
-            // What 4 x 4 sums do not fit into: half of them twice.
+            // With too few registers for 4 x 4 sums: half of them, twice.
             if S::REGISTER_COUNT >= 32 {
                 group_products::<S, TILE>(simd, rows, group, stride, out);
             } else {
@@ -424,7 +424,7 @@ pub(crate) mod tests {
         assert!(
             found.iter().enumerate().all(|(row, found)| found.is_some_and(|(nearest, _)| nearest == row))
         );
-        // Every level, and what does not fill a tile.
+        // Every level, and rows that do not fill a tile.
         let (matrix, queries) = (random(7, 48), random(6, 48));
         let (rows, stride) = (matrix.floats(), matrix.stride());
         for level in SimdLevel::available() {

@@ -69,11 +69,11 @@ pub struct TrainOptions {
     pub tolerance: f64,
     /// The solver.
     pub solver: Solver,
-    /// What ranks people.
+    /// The method that ranks people.
     pub method: Method,
 }
 
-/// What ranks people.
+/// The method that ranks people.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -339,8 +339,8 @@ impl Model {
     }
 
     /// Returns the person with the nearest mean embedding for each embedding: the position in [`labels`](Self::labels) and the
-    /// cosine, -1..=1; of equally near ones the first, none where nobody is left. `except` may name a position for each
-    /// embedding that does not count, such as that of the embedding's own person; a missing entry names none.
+    /// cosine, -1..=1; of equally near ones the first, none if nobody is left. `except` may name a position for each embedding
+    /// that does not count, such as that of the embedding's own person; a missing entry names none.
     ///
     /// All embeddings are compared with all people in one pass, in parallel, much faster than one by one. Needs memory for a
     /// copy of the embeddings.
@@ -421,7 +421,7 @@ impl Model {
         seal(self.classifier().map_or(1, ClassifierKind::since), &payload)
     }
 
-    /// Reads what [`to_bytes`](Self::to_bytes) wrote.
+    /// Reads the stored form that [`to_bytes`](Self::to_bytes) returns.
     ///
     /// # Errors
     /// [`IdentifyError::Version`] for a model of another format version, [`IdentifyError::Corrupt`] for everything

@@ -4,8 +4,8 @@
 //! person k, if it is of anybody who is enrolled, is `exp(slope c_k)` of the sum over all. The slope is fitted to the
 //! samples: [`fit_slope`].
 //!
-//! A person's mean depends on nobody else, so a training computes only those of people whose samples have changed, which a
-//! digest per person tells, and takes all others from the previous model. Nothing of a removed sample remains.
+//! A person's mean depends on nobody else, so a training computes only the means of people whose samples have changed, as
+//! a digest per person shows, and takes all others from the previous model. Nothing of a removed sample remains.
 
 use std::{
     ops::ControlFlow,
@@ -57,7 +57,7 @@ pub(crate) struct Trained {
     pub(crate) mistakes: Option<f64>,
 }
 
-/// What a training may take means from.
+/// The previous model, from which a training may take means.
 #[derive(Clone, Copy)]
 pub(crate) struct Previous<'a> {
     pub(crate) labels: &'a Labels,
@@ -73,7 +73,7 @@ struct Person<'a> {
 }
 
 impl NearestMean {
-    /// Trains on samples, whose labels are checked and of which there is at least one.
+    /// Trains on at least one sample; the labels are checked.
     pub(crate) fn train(
         samples: &[Sample],
         previous: Option<Previous<'_>>,
@@ -278,7 +278,7 @@ fn fit_slope(
             return Ok(([0.0; SLOPES.len()], false));
         };
         let Some(held_out) = samples.get(*held_out) else { return Ok(([0.0; SLOPES.len()], false)) };
-        // What is left of opposite directions has none.
+        // The sum of opposite directions has no direction.
         let Ok(own) = mean(samples, others) else { return Ok(([0.0; SLOPES.len()], false)) };
         let query = Query::new(&normalised(&held_out.embedding, String::new)?);
         let mut cosines = Vec::with_capacity(rivals.len());

@@ -27,7 +27,7 @@ pub(crate) struct Quantised {
     /// Components from the beginning of a row to that of the next.
     stride: usize,
     scales: Vec<f32>,
-    /// The greatest Euclidean distance of a row from what it was made of.
+    /// The greatest Euclidean distance between a row and its original.
     error: f64,
 }
 

@@ -14,7 +14,7 @@ pub(crate) struct TopK {
     kept: Vec<(f64, usize)>,
     /// As many are kept before the worst are dropped.
     buffer: usize,
-    /// What is not above it is dropped, once there are k.
+    /// Scores that are not above it are dropped, once there are k.
     bound: f64,
 }
 
@@ -39,7 +39,7 @@ impl TopK {
     /// Takes the score of a class. Classes come in rising order.
     #[inline]
     pub(crate) fn push(&mut self, score: f64, class: usize) {
-        // Not `score > bound`: what is no number comes to the end, where nobody overlooks it.
+        // Not `score > bound`: NaN is kept, so that it is seen in the result.
         if score <= self.bound {
             return;
         }
@@ -50,7 +50,7 @@ impl TopK {
         }
     }
 
-    /// Drops what is not among the best.
+    /// Drops scores that are not among the best.
     fn shrink(&mut self) {
         let last = self.k - 1;
         if self.kept.len() > last {

@@ -154,7 +154,8 @@ fn verification_figures_match_the_reference() {
 
     let accuracy = verification_accuracy(&pairs, 0.355).expect("pairs");
     assert!((accuracy - number("accuracy")).abs() < 1e-9, "{accuracy}");
-    // The reference tries 401 thresholds, ours all that matter: at least as accurate, and what it says of itself.
+    // The reference tries 401 thresholds, ours all that matter: the accuracy is at least the reference's, and as
+    // reported.
     let best = best_verification(&pairs).expect("pairs");
     assert!(best.accuracy >= number("accuracy"));
     assert_eq!(verification_accuracy(&pairs, best.threshold), Some(best.accuracy));

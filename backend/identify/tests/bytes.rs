@@ -92,7 +92,8 @@ fn other_files_are_rejected() {
 
 #[test]
 fn a_huge_count_with_a_valid_checksum_is_not_allocated() {
-    // A payload that claims 2^32 - 1 people of 2^32 - 1 dimensions, resealed: the counts are checked against what is there.
+    // A payload that claims 2^32 - 1 people of 2^32 - 1 dimensions, resealed: the counts are checked against the
+    // length.
     let empty = Model::train("e", &[], &TrainOptions::default()).expect("a model").to_bytes();
     let mut forged = empty[..empty.len() - 32].to_vec();
     let counts = forged.len() - 8;

@@ -57,14 +57,14 @@ pub enum SimdLevel {
 
 /// A computation that is compiled for each level. Closures in it would be compiled for the baseline processor.
 pub trait Kernel {
-    /// What it computes.
+    /// The result of the computation.
     type Output;
 
     /// Computes with the instructions of `simd`; must be inlined.
     fn run<S: RegisterTile>(self, simd: S) -> Self::Output;
 }
 
-/// Carries a [`Kernel`] through pulp, which compiles what is called in `with_simd` for the instructions of `S`.
+/// Carries a [`Kernel`] through pulp, which compiles the functions called in `with_simd` for the instructions of `S`.
 struct Compiled<K, S>(K, S);
 
 impl<K: Kernel, S: RegisterTile> WithSimd for Compiled<K, S> {

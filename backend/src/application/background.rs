@@ -108,7 +108,7 @@ impl Background {
     }
 
     /// Tells all tasks to end and waits until they have, `patience` at most. The next start, or another server, resumes
-    /// what is aborted.
+    /// aborted work.
     pub async fn stop(mut self, patience: Duration) {
         self.stop.cancel();
         let training = async {

@@ -244,7 +244,7 @@ impl Listeners {
     }
 }
 
-/// What handlers and work in the background share.
+/// The services that handlers and background tasks share.
 struct Services {
     database: Database,
     blobs: Blobs,

@@ -1,4 +1,5 @@
-//! Steps of the start: opening, repairing what an older version or a backup left, and announcing the address.
+//! Steps of the start: opening the stores, repairing the remains of an older version or a backup, and announcing the
+//! address.
 
 use std::{
     io::Write as _,
@@ -53,7 +54,7 @@ pub fn open_tls(config: &Config) -> anyhow::Result<Option<Arc<ServerTls>>> {
     Ok(Some(Arc::new(ServerTls::open(files).map_err(config_error)?)))
 }
 
-/// Logs what a configuration leaves open.
+/// Logs the risks of a configuration.
 pub fn warn_of_risks(config: &Config, address: SocketAddr) {
     if config.listener.token_file.is_none() && !address.ip().to_canonical().is_loopback() {
         tracing::warn!(

@@ -182,7 +182,7 @@ pub fn sync_folder(path: &Path) -> anyhow::Result<()> {
     synced.with_context(|| format!("cannot write the folder {}", path.display()))
 }
 
-/// Returns whether a path does not exist, or is a folder that is empty but for what a new file system has.
+/// Returns whether a path does not exist, or is a folder that is empty except for `lost+found`.
 pub fn is_empty_or_missing(path: &Path) -> anyhow::Result<bool> {
     has_only(path, &["lost+found".into()])
 }

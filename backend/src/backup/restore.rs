@@ -128,7 +128,7 @@ struct RestoreTarget {
     database: Option<PathBuf>,
     /// The folder of the blobs, where they are in one.
     blobs: Option<PathBuf>,
-    /// What to remove if the restore fails.
+    /// Files and folders to remove if the restore fails.
     made: Vec<PathBuf>,
     _lock: Option<ServerLock>,
 }
@@ -290,7 +290,7 @@ impl RestoreTarget {
         Ok(store)
     }
 
-    /// Removes what a failed restore has created.
+    /// Removes the files and folders that a failed restore has created.
     fn clear(&mut self) {
         for path in self.made.drain(..).rev() {
             let _ = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };

@@ -63,7 +63,7 @@ pub fn fill(url: &str, from: &Path) -> anyhow::Result<()> {
     })
 }
 
-/// The URL of a database server, split into what the tools need.
+/// The URL of a database server, split into the parts that the tools need.
 struct ServerUrl {
     postgres: bool,
     /// Without the password.

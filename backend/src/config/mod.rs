@@ -131,8 +131,8 @@ impl Config {
     /// Merges defaults, file, environment and flags, each overriding the ones before, and checks the result.
     ///
     /// # Errors
-    /// The file cannot be read or has an unknown key; a value is outside of what it may be (the error names the
-    /// setting, the value and the limit). All of them are [`config_errors`].
+    /// The file cannot be read or has an unknown key; a value is outside its limits (the error names the setting, the
+    /// value and the limit). All of them are [`config_errors`].
     pub fn load(args: &Args) -> anyhow::Result<Self> {
         Self::merge(args).map_err(config_error)
     }
@@ -142,7 +142,7 @@ impl Config {
         if let Some(file) = &args.config {
             let text = std::fs::read_to_string(file)
                 .with_context(|| format!("cannot read the configuration file {}", file.display()))?;
-            // figment reports what is no TOML.
+            // figment reports invalid TOML.
             let unknown = text
                 .parse()
                 .map(|table| config_errors::unknown_keys(&table, &Self::keys()))

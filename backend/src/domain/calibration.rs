@@ -172,7 +172,7 @@ impl ModelWarningCode {
 }
 
 impl ModelWarning {
-    /// Creates a warning that lists nobody.
+    /// Creates a warning without people or pairs.
     pub fn new(code: ModelWarningCode, count: i64) -> Self {
         Self { code, message: code.message(count), count, people: Vec::new(), pairs: Vec::new() }
     }

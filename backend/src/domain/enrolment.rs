@@ -12,7 +12,7 @@ pub struct OwnSimilarity {
 }
 
 impl IdentifiedFace {
-    /// Returns the person other than `own` whom the active model recognises in this face, and the score; `None` where it
+    /// Returns the person other than `own` that the active model recognises in this face, and the score; `None` if it
     /// recognises nobody, or `own`.
     pub fn looks_like_another(&self, own: i64) -> Option<(i64, f32)> {
         let (person, _) = *self.predictions.first()?;

@@ -42,7 +42,7 @@ fn is_one(crops: &i64) -> bool {
     *crops == 1
 }
 
-/// What the model decides about an embedding: of a face, or the mean of a track's.
+/// The model's decision about an embedding: of a face, or the mean of a track.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FaceDecision {
     /// Whether it is for the most probable person.
@@ -144,8 +144,8 @@ impl IdentifiedFace {
             let sum = |predictions: &[(i64, f32)]| predictions.iter().map(|(_, p)| p).sum::<f32>();
             let listed = sum(&predictions);
             let erased = sum(&self.predictions) - listed;
-            // What is left for everybody else, including those who are not listed; rounding may make it less than the sum of
-            // those who are.
+            // The probability that remains for everybody else, listed or not; rounding may make it less than the sum of
+            // those listed.
             let remaining = (1.0 - erased).max(listed);
             if remaining > 0.0 {
                 predictions.iter_mut().for_each(|(_, p)| *p /= remaining);
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_better_crop_counts_more_in_the_mean() {
-        // All of the same size: what differs is the sharpness, and in the last one the pose.
+        // All of the same size; the sharpness differs, and in the last one the pose.
         let good = FaceQuality {
             size: 112.0,
             sharpness: 60.0,
@@ -249,7 +249,7 @@ mod tests {
         let face = IdentifiedFace { predictions: vec![(7, 0.25), (3, 0.125), (9, 0.125)], ..face() };
         assert_eq!(face.resolve(|_| true).predictions, face.predictions);
         let identity = face.resolve(|person| person != 7);
-        // 1/8 of what is left without the erased person's 1/4.
+        // 1/8 of the rest without the erased person's 1/4.
         assert_eq!(identity.predictions, [(3, 0.125 / 0.75), (9, 0.125 / 0.75)]);
     }
 

@@ -48,7 +48,7 @@ pub enum InvalidFaceId {
     Character {
         /// The character.
         character: char,
-        /// What is wrong with it.
+        /// The problem with it.
         reason: &'static str,
     },
     /// The percent-encoded path is not UTF-8.
@@ -350,7 +350,7 @@ mod tests {
             let told = error.to_string();
             assert!(told.contains(&named) || character.is_ascii_graphic() && told.contains(&shown), "{told}");
         }
-        // What is shown of an error is not itself shown from right to left.
+        // The error's text has no character that changes the direction of writing.
         assert!(!parse("a\u{202e}").unwrap_err().to_string().contains('\u{202e}'));
     }
 

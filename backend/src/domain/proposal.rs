@@ -7,7 +7,7 @@ use super::{Micros, Person, StoredDetection};
 pub struct Proposal {
     /// Row id.
     pub id: i64,
-    /// The person whom the face may be of.
+    /// The proposed person.
     pub person: Person,
     /// The unknown face.
     pub detection: StoredDetection,

@@ -150,7 +150,7 @@ pub struct UnknownTrack {
     pub last_seen: Micros,
 }
 
-/// What a cluster's row says of its tracks.
+/// The summary of a cluster's tracks in its row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClusterSummary {
     /// The mean of the tracks' means, not normalised.

@@ -66,7 +66,7 @@ pub const PERSON_IMAGE: &[Example] = &[|| ApiError::PersonNotFound, || ApiError:
 /// Calls with the parameter `wait`.
 pub const QUERY: &[Example] =
     &[|| ApiError::InvalidQuery("wait is \"perhaps\", it must be \"true\" or \"false\"".into())];
-/// Calls that select what they erase.
+/// Calls that select the rows that they erase.
 pub const SELECTION: &[Example] =
     &[|| ApiError::InvalidQuery("source is \"internet\", it must be \"uploaded\" or \"camera\"".into())];
 /// Lists in pages, with a time range.
@@ -128,7 +128,7 @@ pub const DUPLICATE: &[Example] = &[
 ];
 /// Calls about an image by its id alone.
 pub const NO_IMAGE: &[Example] = &[|| ApiError::NoSuchImage];
-/// Images of which one face counts.
+/// Images in which one face counts.
 pub const ONE_FACE: &[Example] = &[
     || ApiError::NoFace { image: 0, turned: Some(Rotation::Right) },
     || ApiError::SeveralFaces {

@@ -65,7 +65,7 @@ pub enum ApiError {
     /// The token does not allow the call.
     #[error("this call needs {}, and this token has {}", scope_names(*needed, " or "), scope_names(*has, ", "))]
     Forbidden {
-        /// Scopes of which it needs one.
+        /// Scopes; the call needs one of them.
         needed: Scopes,
         /// The token's scopes.
         has: Scopes,
@@ -216,7 +216,7 @@ pub enum ApiError {
     InvalidField {
         /// Its name.
         field: String,
-        /// What is wrong and what it must be.
+        /// The problem, and the values that are allowed.
         reason: String,
     },
     /// No part `image`.
@@ -260,7 +260,7 @@ pub enum ApiError {
         /// The rotation under which it shows one.
         turned: Option<Rotation>,
     },
-    /// The image shows several faces, none of which is clearly the main one.
+    /// The image shows several faces, but no clear main one.
     #[error(
         "image {image} (counted from 0) shows {} faces, and none is clearly the main one: the largest and the nearest to the \
          centre, with {MIN_AREA_RATIO} times the area of every other; send a picture of one person, or say which face counts \
@@ -292,7 +292,7 @@ pub enum ApiError {
         quality.score(), advice(quality)
     )]
     QualityTooLow {
-        /// What was measured.
+        /// The measured quality.
         quality: FaceQuality,
         /// Minimum of its score.
         min: u32,

@@ -14,7 +14,7 @@ use crate::{
     recognise::Rotation,
 };
 
-/// What an error is for programs.
+/// An error in the form that programs need.
 pub struct Row {
     /// The stable code.
     pub code: &'static str,

@@ -194,7 +194,7 @@ fn seconds_since(moment: i64) -> f64 {
 struct Snapshot(Registry);
 
 impl Snapshot {
-    /// Returns the metrics of the active model's decision: its threshold and what is to be expected of it.
+    /// Returns the metrics of the active model's decision: its threshold and its expected error rates.
     fn decision(&self, model: &VersionedModel, threshold: MatchThreshold) -> prometheus::Result<()> {
         self.gauge(
             "facepipe_model_threshold",

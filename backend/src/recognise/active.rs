@@ -36,7 +36,7 @@ impl MatchThreshold {
     }
 }
 
-/// Holds the active model. Readers clone an `Arc`, so that replacing the model blocks nobody.
+/// Holds the active model. Readers clone an `Arc`, so that replacing the model does not block them.
 #[derive(Default)]
 pub struct ActiveModel {
     current: RwLock<Option<Arc<VersionedModel>>>,

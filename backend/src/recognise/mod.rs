@@ -39,7 +39,7 @@ pub struct Recogniser {
     metrics: Arc<Metrics>,
 }
 
-/// How the queue is bounded and what decides about a face.
+/// The bounds of the queue and the settings that decide about a face.
 #[derive(Debug, Clone, Copy)]
 pub struct RecogniserOptions {
     /// Minimum cosine of a known face.

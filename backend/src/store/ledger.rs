@@ -1,5 +1,5 @@
-//! The ledger of erasures: what was erased stays erased when the database is restored from an older backup. The ledger
-//! is stored in the database and, one object per entry, in the blob store; each start synchronises the two.
+//! The ledger of erasures, by which erased data stay erased when the database is restored from an older backup. The
+//! ledger is stored in the database and, one object per entry, in the blob store; each start synchronises the two.
 //!
 //! An entry is the salted digest of the erased row, not of a name: a person who is enrolled again has another row, which
 //! matches no entry.

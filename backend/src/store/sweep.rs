@@ -16,7 +16,7 @@ use crate::{
 /// How long other processes wait for a process that was killed during its sweep. The lease is renewed while a sweep lasts.
 const LEASE: Duration = Duration::from_secs(60);
 
-/// When to sweep, and what.
+/// When to sweep, and which blobs.
 #[derive(Debug, Clone, Copy)]
 pub struct SweepOptions {
     /// The interval between sweeps.

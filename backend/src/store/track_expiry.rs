@@ -17,8 +17,8 @@ const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// Tracks that are closed in one transaction: few, so that other writers do not wait long.
 const BATCH: i64 = 500;
 
-/// Closes what is due, now and at every interval, until `stop` is set. Several processes may do it at the same time. `window` is
-/// how long a track takes crops after its last one; `None` where each crop is decided by itself.
+/// Closes tracks that are due, now and at every interval, until `stop` is set. Several processes may do it at the same time.
+/// `window` is how long a track takes crops after its last one; `None` where each crop is decided by itself.
 pub async fn run_track_expiry(
     database: Database,
     window: Option<Duration>,

@@ -114,17 +114,17 @@ pub struct JobExecutor {
     same_picture: f32,
     /// Distance up to which two clusters of unknown faces are one.
     max_distance: f32,
-    /// The share of strangers whom a model may name.
+    /// The share of strangers that a model may name.
     target_fpir: f64,
     pairs: Arc<PairFinder>,
     /// The score from which a face is known.
     pub(super) threshold: MatchThreshold,
-    /// Whether stored unknown faces are searched for people whom a training adds.
+    /// Whether stored unknown faces are searched for people that a training adds.
     search_past: bool,
 }
 
 impl JobExecutor {
-    /// Creates what does jobs with the options of the trainer.
+    /// Creates the executor of jobs with the options of the trainer.
     pub fn new(
         database: Database,
         blobs: Blobs,

@@ -58,11 +58,11 @@ pub struct TrainerOptions {
     pub same_picture: f32,
     /// Distance up to which two clusters of unknown faces are one.
     pub max_distance: f32,
-    /// The share of strangers whom a model may name, above 0 and below 1.
+    /// The share of strangers that a model may name, above 0 and below 1.
     pub target_fpir: f64,
     /// The score from which a face is known.
     pub threshold: MatchThreshold,
-    /// Whether stored unknown faces are searched for people whom a training adds.
+    /// Whether stored unknown faces are searched for people that a training adds.
     pub search_past: bool,
 }
 

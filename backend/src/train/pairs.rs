@@ -1,4 +1,4 @@
-//! Finds images of different people that are nearly the same picture, so that it is unknown whom they show.
+//! Finds images of different people that are nearly the same picture, so that it is unknown which person they show.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -49,8 +49,8 @@ struct Block {
 /// An image of a person: the image's id, the person's row id and the embedding, of length 1.
 pub type Sample<'a> = (&'a str, i64, &'a [f32]);
 
-/// Finds pairs for one training after the other, and remembers what it has compared: after the first training only new
-/// images are compared with all others.
+/// Finds pairs for successive trainings, and remembers the compared images: after the first training, only new images
+/// are compared with all others.
 #[derive(Default)]
 pub struct PairFinder {
     hasher: RandomState,
@@ -113,7 +113,7 @@ impl PairFinder {
     }
 }
 
-/// Finds the pairs of samples of different people, of which at least one is new, whose cosine is at least `threshold`;
+/// Finds the pairs of samples of different people with at least one new sample and a cosine of at least `threshold`;
 /// embeddings have length 1. Returns `None` as soon as `go_on` returns false.
 ///
 /// Compares all of these pairs. For most, a few components suffice: the squared distance, 2 - 2 cos, only grows with each.
@@ -277,7 +277,7 @@ mod tests {
         let mut random = StdRng::seed_from_u64(8);
         let centres: Vec<Vec<f32>> =
             (0..3).map(|_| unit((0..128).map(|_| random.random_range(-1.0_f32..1.0)).collect())).collect();
-        // Pairs around the threshold, and heads around what the heads rule out.
+        // Pairs around the threshold, also among those that heads alone rule out.
         let vectors: Vec<(i64, Vec<f32>)> = (0..100)
             .map(|person| {
                 (
@@ -300,7 +300,8 @@ mod tests {
         let found = same_pictures(&samples, &[true; 100], 0.94, &|| true).unwrap();
         assert_eq!(places(found), expected);
 
-        // The same whatever was compared before: other images, erased since, with other embeddings or of other people.
+        // The result does not depend on earlier comparisons: other images, erased since, with other embeddings or of
+        // other people.
         let ids: Vec<String> = (0..100).map(|number| format!("image-{number}")).collect();
         let named = |range: Range<usize>| -> Vec<Sample<'_>> {
             range.map(|at| (ids[at].as_str(), samples[at].0, samples[at].1)).collect()

@@ -1,4 +1,4 @@
-//! What a running job and its reporter share: how far the job is, and whether it must stop.
+//! State that a running job shares with its reporter: its progress, and whether it must stop.
 
 use std::sync::{
     OnceLock,

@@ -1,4 +1,4 @@
-//! A training without the database: from embeddings to the bytes of a model, and the report on what went into it.
+//! A training without the database: from embeddings to the bytes of a model and the report on its inputs.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -54,7 +54,7 @@ pub struct TrainedModel {
     pub people: Vec<i64>,
     /// Images that it was trained on.
     pub images: usize,
-    /// The threshold that it needs; `None` where it knows nobody.
+    /// The threshold that it needs; `None` if it knows nobody.
     pub calibration: Option<Calibration>,
 }
 
@@ -85,7 +85,7 @@ pub fn fit(
     calibration: &CalibrationOptions<'_>,
     progress: &Progress,
 ) -> Result<TrainedModel, JobError> {
-    // Labels are row ids: the model's file names nobody, and a renamed person needs no training.
+    // Labels are row ids: the model's file contains no names, and a renamed person needs no training.
     let (ids, samples): (Vec<String>, Vec<Sample>) = images
         .into_iter()
         .map(|TrainingImage { id, person, embedding }| (id, Sample { label: person.to_string(), embedding }))

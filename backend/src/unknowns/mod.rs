@@ -87,7 +87,7 @@ pub async fn run_clustering(
         }
         match pass {
             Ok(true) => continue,
-            // Corrected by an administrator, or taken over by another process: what changed is read again.
+            // Corrected by an administrator, or taken over by another process: the changes are read again.
             Ok(false) | Err(ClusteringError::Store(StoreError::ClustersChanged | StoreError::LeaseLost)) => {}
             Err(error) => {
                 metrics.task_failed(Task::Recluster);

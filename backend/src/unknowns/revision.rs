@@ -1,6 +1,6 @@
-//! Clusters all unknown faces together again: better than one after the other, since no face is judged before others are
-//! known. Clusters keep their ids where they keep most of their tracks, those that are ignored stay so, and what was
-//! merged or divided by hand stays together or apart.
+//! Clusters all unknown faces together again, which is more accurate than one after the other, since no face is assigned
+//! before others are known. Clusters keep their ids if they keep most of their tracks, ignored clusters stay ignored,
+//! and clusters that were merged or divided by hand stay together or apart.
 
 use std::{
     cmp::Reverse,
@@ -169,7 +169,7 @@ struct OldCluster {
     tracks: Vec<UnknownTrack>,
 }
 
-/// What a revision changes.
+/// The changes by a revision.
 #[derive(Debug)]
 struct Plan {
     clusters: Vec<RevisedCluster>,

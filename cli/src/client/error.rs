@@ -1,4 +1,4 @@
-//! Errors of API calls, with messages that say what to do.
+//! Errors of API calls, with advice in their messages.
 
 use std::error::Error as _;
 
@@ -43,7 +43,7 @@ pub enum ClientError {
         /// Path template of the call.
         path: &'static str,
         status: StatusCode,
-        /// What is wrong with the body.
+        /// The problem with the body.
         why: String,
     },
 }

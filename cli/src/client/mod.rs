@@ -197,7 +197,7 @@ impl Client {
         self.transport.call(&operation::ADD_TO_COHORT, &[], &[], form).await
     }
 
-    /// Returns the size of the cohort and what fills it.
+    /// Returns the size of the cohort and the sources of its members.
     pub async fn cohort(&self) -> Result<Cohort, ClientError> {
         self.transport.call(&operation::COHORT, &[], &[], Body::Nothing).await
     }

@@ -111,7 +111,7 @@ pub struct EnrolmentWarning {
     /// The near-duplicate images.
     #[serde(default)]
     pub images: Vec<SimilarImage>,
-    /// The person whom the face looks like.
+    /// The person that the face resembles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub person: Option<OtherPerson>,
     /// Cosine similarity to a mean embedding.
@@ -122,7 +122,7 @@ pub struct EnrolmentWarning {
     pub threshold: Option<f32>,
 }
 
-/// The person whom a face looks like.
+/// The person that a face resembles.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct OtherPerson {
     /// The person's id.
@@ -547,14 +547,14 @@ pub struct Model {
     pub calibration: Option<ModelCalibration>,
 }
 
-/// The threshold of a model and what is to be expected of it.
+/// The threshold of a model and its expected error rates.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ModelCalibration {
     /// Score from which a face is known.
     pub threshold: f32,
     /// FPIR that it was chosen for.
     pub target_fpir: f64,
-    /// What it rests on, for example `cohort_tail`.
+    /// The method that determined it, for example `cohort_tail`.
     pub method: String,
     /// Number of strangers that were compared.
     pub cohort: u64,
@@ -562,7 +562,7 @@ pub struct ModelCalibration {
     pub fpir: Option<ErrorRate>,
     /// Expected FNIR.
     pub fnir: Option<ErrorRate>,
-    /// What to do better.
+    /// Problems that make decisions worse or estimates vague.
     pub warnings: Vec<ModelWarning>,
 }
 
@@ -846,7 +846,7 @@ pub struct UnknownPicture {
 /// `POST /unknowns/{unknown_id}/split`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SplitUnknown {
-    /// What stays.
+    /// The group without the split detections.
     pub remaining: Unknown,
     /// The new group.
     pub new: Unknown,

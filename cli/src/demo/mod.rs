@@ -206,7 +206,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Error without a gallery: nobody could be recognised.
+/// Error without a gallery: no face could be recognised.
 const NO_GALLERY: &str = "there is nobody to enrol: no gallery was downloaded. Name a folder with one folder of photographs \
     per person with --faces (make demo FACES=folder), run `facepipe models fetch` for one that is free to use, or set \
     FACEPIPE_MIRROR. With --video, a video is replayed in which everybody is unknown";

@@ -8,7 +8,7 @@ use crate::trial;
 /// Frame width, which determines the edge's detector.
 const WIDTH: u32 = 1920;
 
-/// The components that need files: each is available, or the error says what is missing.
+/// The components that need files: each is available, or the error names the missing file.
 pub struct Parts {
     /// Face detector of the backend, also used to render the crowd.
     pub detector: Result<Mtcnn, String>,

@@ -8,7 +8,7 @@ use crate::output::quoted;
 pub struct Suggestion {
     /// The command line.
     pub command: String,
-    /// What it does.
+    /// Its effect, in a few words.
     pub description: &'static str,
 }
 

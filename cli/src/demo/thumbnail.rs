@@ -34,7 +34,7 @@ pub fn data_address(jpeg: &[u8], thumbnails: Thumbnails) -> Option<String> {
     let longer = width.max(height).max(1);
     let blocks = |side: u32| (side * BLOCKS).div_ceil(longer).max(1);
     let (across, down) = (blocks(width), blocks(height));
-    // Re-encoded from the block colours: the file must not contain what the blocks hide.
+    // Re-encoded from the block colours: the file must not contain the hidden details.
     let small = imageops::resize(&picture, across, down, FilterType::Triangle);
     let large = imageops::resize(&small, across * BLOCK, down * BLOCK, FilterType::Nearest);
     let mut png = Cursor::new(Vec::new());

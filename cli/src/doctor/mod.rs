@@ -1,4 +1,4 @@
-//! `facepipe doctor`: checks whether this machine has what the pipelines need.
+//! `facepipe doctor`: checks whether this machine meets the pipelines' requirements.
 
 mod checks;
 

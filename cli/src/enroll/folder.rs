@@ -1,4 +1,5 @@
-//! `facepipe enroll folder` and `facepipe enroll tree`: enrols pictures from disk. A second run sends what is missing.
+//! `facepipe enroll folder` and `facepipe enroll tree`: enrols pictures from disk. A second run sends the missing
+//! pictures.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -248,7 +249,7 @@ struct Input {
     face: FaceChoice,
 }
 
-/// How to treat people whom the server does not know.
+/// How to treat people that the server does not know.
 #[derive(Clone, Copy, PartialEq)]
 enum MissingPersonPolicy {
     Create,
@@ -348,7 +349,7 @@ async fn enroll(options: &Common, work: Input, missing_person: MissingPersonPoli
     Ok(if incomplete { Outcome::Partial } else { Outcome::Done })
 }
 
-/// Sends one person's pictures. The inner error ended it early; the report has what was sent before.
+/// Sends one person's pictures. An inner error ended the upload early; the report lists the pictures sent before it.
 async fn enroll_person(
     client: &Client,
     upload: &Uploader<'_>,

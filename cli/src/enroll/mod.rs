@@ -43,7 +43,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     }
 }
 
-/// Returns the error for a person whom the server does not know.
+/// Returns the error for a person that the server does not know.
 fn unknown_person(id: &str) -> Failure {
     Failure::Usage(format!("--id {id}: the server knows nobody of that name; --create adds them"))
 }

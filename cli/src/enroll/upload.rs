@@ -26,7 +26,7 @@ pub enum UploadOutcome {
     WouldAdd,
     /// The server found no face.
     NoFace,
-    /// The server found several faces, none of which is clearly the main one.
+    /// The server found several faces, but no clear main one.
     SeveralFaces,
     /// The quality of the face is below the server's minimum.
     LowQuality,

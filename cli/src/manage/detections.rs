@@ -207,7 +207,8 @@ async fn follow(
     shown: &[Detection],
     mut printed: Printed,
 ) -> Result<Outcome> {
-    // The list is ordered by capture time, `after` by arrival: skip what arrived before the latest one shown.
+    // The list is ordered by capture time, `after` by arrival: skip detections that arrived before the latest one
+    // shown.
     let mut after = shown.iter().map(|detection| detection.id).max().unwrap_or(0);
     let latest = shown.iter().filter_map(|detection| moment(&detection.received_at)).max();
     let mut is_server_away = false;
@@ -275,7 +276,7 @@ async fn print_corrections(
     Ok(is_full && printed.revision > Some(revision))
 }
 
-/// What was printed, as far as it decides what is printed next.
+/// The printed detections, as far as they decide about later output.
 #[derive(Debug, Default)]
 struct Printed {
     /// Id of the only person to be followed.
@@ -299,8 +300,8 @@ impl Printed {
         }
     }
 
-    /// Records a correction. Returns whether it is to be printed: not a second time, and not before the detection itself, which
-    /// comes with its present person; only if it is, or was printed as, the person's.
+    /// Records a correction. Returns whether to print it: not a second time, and not before the detection itself, which comes
+    /// with its present person; only if it is, or was printed as, the person's.
     fn correct(&mut self, detection: &Detection, after: i64) -> bool {
         let Some(revision) = detection.revision else { return false };
         self.revision = self.revision.max(Some(revision));

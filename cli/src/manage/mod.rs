@@ -104,7 +104,7 @@ where
     Ok(entries)
 }
 
-/// What became of things that were changed by a call each.
+/// The outcome of changes that take one call each.
 struct Changes<'a, Id, T> {
     /// Answers to the calls that changed something.
     done: Vec<T>,
@@ -117,7 +117,7 @@ struct Changes<'a, Id, T> {
 }
 
 impl<Id, T> Changes<'_, Id, T> {
-    /// Returns the outcome, for when the rest is printed: an error hides nothing of what was done before it.
+    /// Returns the outcome. Is called after the completed changes are printed, so that an error does not hide them.
     fn outcome(self) -> Result<Outcome> {
         match self.failed {
             Some(error) => Err(error.into()),
@@ -155,7 +155,7 @@ async fn change_each<'a, Id, T>(
 /// not there.
 ///
 /// # Errors
-/// A call fails; what was erased before is printed.
+/// A call fails; the erasures before it are printed.
 async fn erase_each<'a, Id: Display + Serialize>(
     ids: &'a [Id],
     json: bool,

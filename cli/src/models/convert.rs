@@ -29,8 +29,8 @@ pub fn convert(from: &Path, to: &Path) -> ExitCode {
     if report(&files, true) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Converts what `fetch` or a person put into a folder of weights, and prints what was done. Returns false, with the reason on
-/// standard error, if a file could not be converted.
+/// Converts published weights in a folder, and prints the outcome. Returns false, with the reason on standard error, if a file
+/// could not be converted.
 pub fn convert_fetched(folder: &Path) -> bool {
     match convert_folder(folder, folder) {
         Ok(files) => report(&files, false),
@@ -41,7 +41,8 @@ pub fn convert_fetched(folder: &Path) -> bool {
     }
 }
 
-/// Prints what became of each file, with `all` also of those that needed nothing. Returns whether all are converted.
+/// Prints the outcome for each file, with `all` also for files that needed no conversion. Returns whether all are
+/// converted.
 fn report(files: &[ConvertedFile], all: bool) -> bool {
     let mut complete = true;
     for ConvertedFile { published, safetensors, outcome } in files {

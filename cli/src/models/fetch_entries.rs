@@ -1,4 +1,4 @@
-//! `facepipe models fetch`: fetches the selected entries and their fallbacks, and reports what is missing.
+//! `facepipe models fetch`: fetches the selected entries and their fallbacks, and reports missing files.
 
 use std::process::ExitCode;
 
@@ -87,7 +87,7 @@ pub fn fetch(manifest: &Manifest, wanted: &[&Entry], folders: &Folders, request:
     if !converted || missing.iter().any(is_error) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// Fetches an entry's files and prints a line. Returns what is missing of it.
+/// Fetches an entry's files and prints a line. Returns its missing files.
 fn fetch_entry<'a>(
     entry: &'a Entry,
     folders: &Folders,

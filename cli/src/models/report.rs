@@ -1,4 +1,5 @@
-//! The final report on missing files: what was tried, how to get them by hand, where they belong, and what runs without them.
+//! The final report on missing files: the failed attempts, how to get the files by hand, where they belong, and the
+//! features that run without them.
 
 use std::fmt::Write as _;
 

@@ -26,7 +26,7 @@ pub struct Row<'a> {
     optional: bool,
     /// Entries that it can replace.
     fallback_for: &'a [String],
-    /// What replaces it while it is missing.
+    /// The name of its replacement while it is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stood_in_by: Option<String>,
     pub state: &'static str,
@@ -78,7 +78,7 @@ impl Folders {
             .collect()
     }
 
-    /// Returns what replaces an entry: a complete fallback, or what `stood_in_by` names.
+    /// Returns the replacement of an entry: a complete fallback, or the one that `stood_in_by` names.
     pub fn stand_in<'a>(
         &self,
         manifest: &'a Manifest,

@@ -20,12 +20,12 @@ pub enum Kind {
     Other {
         /// Description for messages.
         what: &'static str,
-        /// What to do about it.
+        /// Advice on it.
         remedy: Option<Remedy>,
     },
 }
 
-/// What to do about an unsupported file.
+/// Advice on an unsupported file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Remedy {
     /// Convert the picture.

@@ -39,7 +39,7 @@ const SYSTEM_FILES: [&str; 13] = [
 pub struct PassedOver {
     pub file: String,
     pub reason: String,
-    /// What to do about it.
+    /// Advice on it.
     #[serde(skip)]
     pub remedy: Option<Remedy>,
 }

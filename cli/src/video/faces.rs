@@ -107,8 +107,8 @@ impl FaceOptions {
         self.fit_to_video(&detect, &track)
     }
 
-    /// Sets what depends on the video: the minimum face size, unless given, and the lifetime of tracks, which must exceed the
-    /// time between searches.
+    /// Sets the properties that depend on the video: the minimum face size, unless given, and the lifetime of tracks, which
+    /// must exceed the time between searches.
     fn fit_to_video(&self, detect: &gst::Element, track: &gst::Element) -> Result<()> {
         let pad = detect.static_pad("sink").context("a detector without a pad")?;
         let (options, track, detect) = (self.clone(), track.clone(), detect.downgrade());

@@ -96,7 +96,7 @@ impl Source {
     /// Checks that a file or a camera exists before anything is started. Streams are checked only when played.
     ///
     /// # Errors
-    /// It is missing, empty, or cannot be read; the message says what to do.
+    /// It is missing, empty, or cannot be read; the message has advice.
     pub fn check(&self) -> Result<(), Failure> {
         let (path, is_camera) = match self {
             Self::File(path) => (path, false),
@@ -249,7 +249,7 @@ fn sends_motion_jpeg(url: &Url) -> bool {
     })
 }
 
-/// Returns why a still picture cannot be played and what to do instead; none for other files.
+/// Returns why a still picture cannot be played, with advice; none for other files.
 fn still_picture(path: &Path) -> Option<String> {
     let what = match pictures::kind_of(path).ok()? {
         Kind::Picture if animation::is_animation(path) => return None,

@@ -48,8 +48,8 @@ pub fn fixture(name: &str) -> serde_json::Value {
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Finds a file or folder of test data by its path as in the mirror, for example `models/pnet.pt`,
-/// `lfw10/Tony_Blair`, `scenes/multiface.jpg`: first what `facepipe models fetch` put in the models folder, then
+/// Finds a file or folder of test data by its path as in the mirror, for example `models/pnet.pt`, `lfw10/Tony_Blair`,
+/// `scenes/multiface.jpg`. Looks first in the models folder, which `facepipe models fetch` fills, then in
 /// `FACEPIPE_MIRROR`.
 pub fn find(relative: &str) -> Option<PathBuf> {
     let models = models_dir();

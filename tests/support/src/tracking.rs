@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn a_split_track_an_exchange_and_a_false_box_cost() {
-        // Track 1 covers walker 3 in two frames, then walker 8; track 2 goes on with walker 3; track 9 is nobody.
+        // Track 1 covers walker 3 in two frames, then walker 8; track 2 continues walker 3; track 9 covers no walker.
         let found = [
             vec![(1, AT_THREE)],
             vec![(1, AT_THREE)],
@@ -193,7 +193,7 @@ mod tests {
             vec![(2, AT_THREE), (1, AT_EIGHT), (9, [80.0, 80.0, 90.0, 90.0])],
         ];
         let agreement = truth().compare(&found, 0.5);
-        // Best: 8 - 1 and 3 - 2, two boxes each, as good as 3 - 1 alone with two; one box in seven is nobody's.
+        // Best: 8 - 1 and 3 - 2, two boxes each, as good as 3 - 1 alone with two; one box in seven covers no walker.
         assert_eq!((agreement.correct, agreement.tracked, agreement.tracks), (4, 7, 3));
         assert!((agreement.idf1() - 8.0 / 13.0).abs() < 1e-12);
     }

@@ -1,12 +1,12 @@
-//! The layout of `face_recognition_model.bin` of the npm package `@vladmandic/face-api` 1.7.15: what the package's
-//! `face_recognition_model-weights_manifest.json` says of its tensors, in its order.
+//! The layout of `face_recognition_model.bin` of the npm package `@vladmandic/face-api` 1.7.15: its tensors, as
+//! described and ordered in the package's `face_recognition_model-weights_manifest.json`.
 
 use super::Storage::{self, Float, Quantized};
 
 /// Four tensors of a convolution and the scaling that follows it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StoredConv {
-    /// What the names of its tensors begin with.
+    /// The prefix of its tensors' names.
     pub name: &'static str,
     /// Rows of the kernel, and columns.
     pub side: usize,

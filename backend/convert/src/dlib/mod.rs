@@ -11,7 +11,7 @@ use layout::{CONVOLUTIONS, FC_STORAGE};
 /// SHA-256 of the only file that [`layout`] describes.
 const SHA256: &str = "b413e420d6840b2775fba32008db6f3cddb07d485967fb42cfcf379c16a8c589";
 
-/// What the file is called in errors.
+/// The file's name in errors.
 const PACKAGE: &str = "face_recognition_model.bin of the npm package @vladmandic/face-api 1.7.15";
 
 /// The encoding of a stored tensor.

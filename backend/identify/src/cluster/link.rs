@@ -11,7 +11,7 @@ use crate::{
 /// Units that are compared with all others together.
 const BATCH: usize = 64;
 
-/// What stays together: a track, or a cluster that must not be divided.
+/// An indivisible part of a cluster: a track, or a cluster that must not be divided.
 #[derive(Debug, Clone)]
 pub struct Unit {
     /// The tracks in it, at least 1.
@@ -24,7 +24,7 @@ pub struct Unit {
 struct Node {
     members: u64,
     units: Vec<usize>,
-    /// Units of which none may join.
+    /// Units that must not join.
     apart: BTreeSet<usize>,
 }
 

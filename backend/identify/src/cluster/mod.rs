@@ -44,7 +44,7 @@ pub struct Clusters {
     /// The mean of each cluster's members, not normalised.
     means: Matrix,
     rows: HashMap<i64, usize>,
-    /// Clusters that stay apart from others, whatever their distance.
+    /// Clusters that stay apart from others at any distance.
     apart: HashMap<i64, BTreeSet<i64>>,
 }
 
@@ -140,7 +140,7 @@ impl Clusters {
         }
     }
 
-    /// Keeps two clusters apart, whatever their distance, and whatever they merge with.
+    /// Keeps two clusters apart at any distance, also after merges with others.
     pub fn separate(&mut self, one: i64, other: i64) {
         if one != other {
             self.apart.entry(one).or_default().insert(other);

@@ -29,8 +29,8 @@ pub struct MeasuredTable {
     pub several_photographs: Vec<(f64, f64)>,
 }
 
-/// Measures how often strangers, of whom nobody occurs twice, reach a threshold. Of each of `people`, who are others, the first
-/// three embeddings count; people with fewer do not. Rates that fewer than ten comparisons reach are left out.
+/// Measures how often strangers reach a threshold; nobody occurs twice among them, and none of them in `people`. The first
+/// three embeddings of each of `people` count; people with fewer do not. Rates that fewer than ten comparisons reach are left out.
 ///
 /// # Errors
 /// An embedding that is empty, not finite, zero or of another length than the first.

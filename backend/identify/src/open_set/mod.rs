@@ -75,20 +75,20 @@ pub struct CalibrationOptions<'a> {
     /// The embedder's fixed threshold, a cosine: no threshold is lower where no cohort is large enough to show that a lower one
     /// suffices.
     pub default_threshold: f32,
-    /// What was measured of the embedder.
+    /// The embedder's measured rates, if any.
     pub table: Option<&'a ImpostorTable>,
     /// Embeddings of strangers.
     pub cohort: &'a [Vec<f32>],
 }
 
-/// A threshold, what it rests on, and the error rates that are to be expected of it.
+/// A threshold, its method, and its expected error rates.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
     /// The minimum cosine between a known face and the person's mean embedding.
     pub threshold: f32,
     /// The FPIR that it was chosen for.
     pub target_fpir: f64,
-    /// What it rests on.
+    /// The method that determined it.
     pub method: CalibrationMethod,
     /// The number of strangers that were compared with the gallery.
     pub cohort: usize,
@@ -97,11 +97,11 @@ pub struct Calibration {
     /// The share of images that are not named, or not rightly, where the other images of the person are enrolled. None where
     /// nobody has two.
     pub fnir: Option<ErrorRate>,
-    /// What to do better.
+    /// Problems that make decisions worse or estimates vague.
     pub warnings: Vec<CalibrationWarning>,
 }
 
-/// What a threshold rests on.
+/// The method that determines a threshold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CalibrationMethod {
@@ -244,7 +244,7 @@ struct Gallery<'a> {
     compared: Vec<Comparison>,
 }
 
-/// A sample and what it is nearest to.
+/// A sample and its nearest neighbours.
 struct Comparison {
     /// The index of its person.
     person: usize,
@@ -354,7 +354,7 @@ impl<'a> Gallery<'a> {
         people.into_values().map(|(sum, count)| sum / count).collect()
     }
 
-    /// Pairs of people of whom an image of one reaches `threshold` for the other, the most alike first.
+    /// Returns the pairs of people in which an image of one reaches `threshold` for the other, the most alike first.
     fn people_alike(&self, threshold: f32) -> Vec<AlikePeople> {
         let mut pairs: HashMap<[usize; 2], f32> = HashMap::new();
         for (person, (other, score)) in self.compared.iter().filter_map(|c| Some((c.person, c.other?))) {
@@ -376,7 +376,7 @@ impl<'a> Gallery<'a> {
     }
 }
 
-/// What is known about the scores of strangers.
+/// The evidence about the scores of strangers.
 struct Evidence<'a> {
     target: f64,
     /// The scores of the cohort.
@@ -391,7 +391,7 @@ struct Evidence<'a> {
 struct ShiftedTable<'a> {
     table: &'a ImpostorTable,
     size: GallerySize,
-    /// What all scores are greater by, 0 at least.
+    /// The amount by which all scores are greater, at least 0.
     shift: f64,
 }
 

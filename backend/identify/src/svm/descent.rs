@@ -35,7 +35,7 @@ impl WorkingSet {
         Self { rows: Vec::new(), sides: Vec::new(), multipliers: Vec::new() }
     }
 
-    /// Adds samples, none of which is in the set yet.
+    /// Adds samples that are not in the set yet.
     pub(super) fn extend(&mut self, added: impl IntoIterator<Item = (usize, bool)>) {
         let old = std::mem::replace(self, Self::new());
         let mut all: Vec<(usize, bool, f64)> = old.iter().collect();
@@ -50,7 +50,7 @@ impl WorkingSet {
         self.rows.iter().zip(&self.sides).zip(&self.multipliers).map(|((r, s), m)| (*r, *s, *m))
     }
 
-    /// Brings the multipliers to the optimum on these samples, within `tolerance`, starting from what they are.
+    /// Brings the multipliers to the optimum on these samples, within `tolerance`, starting from their present values.
     pub(super) fn solve(&mut self, records: ArrayView2<'_, f32>, penalty: f64, tolerance: f64) -> Hyperplane {
         let samples: Vec<Sample<'_>> = self
             .rows

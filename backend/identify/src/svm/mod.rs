@@ -61,7 +61,7 @@ pub struct LinearSvm {
     history: Option<History>,
 }
 
-/// What turns the product of an embedding and a class' normal vector into the logarithm of a probability.
+/// Converts the product of an embedding and a class' normal vector into the logarithm of a probability.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Offset {
     /// Of the hyperplane.

@@ -169,17 +169,17 @@ fn gallery(faces: &Faces, size: usize, counts: &[usize], seed: u64) -> Gallery {
 #[derive(Debug, Default, Clone, Copy)]
 struct Counts {
     probes: usize,
-    /// Probes of whom somebody else was most probable, and probes that were not named rightly.
+    /// Probes for which somebody else was most probable, and probes that were not named rightly.
     misplaced: usize,
     missed: usize,
-    /// The same of those that `verify` accepts, and of those of them whose person has one photograph.
+    /// The probes that `verify` accepts, and those that were missed; then the same for people with one photograph.
     verified: usize,
     verified_missed: usize,
     single: usize,
     single_missed: usize,
     impostors: usize,
     named: usize,
-    /// Impostors whose most probable person the threshold would let pass, but somebody else is nearer.
+    /// Impostors that reach the threshold of the most probable person, although somebody else is nearer.
     contradicted: usize,
     /// Sum of the negative logarithms of the right person's probability.
     loss: f64,
@@ -298,7 +298,7 @@ fn equal_photograph_counts_lose_no_accuracy() {
     facepipe_test_support::require!("lfw-open/people");
     facepipe_test_support::require!("models/mobilefacenet.onnx");
     let faces = FACES.as_ref().expect("the pictures are there");
-    // Of people calibrated one by one with Platt's method, on the same galleries: rank-1 error, FNIR and FPIR.
+    // With people calibrated one by one with Platt's method, on the same galleries: rank-1 error, FNIR and FPIR.
     for (photographs, before) in [
         (1, [0.0084, 0.0143, 0.0772]),
         (2, [0.0010, 0.0027, 0.0800]),
@@ -318,7 +318,7 @@ fn equal_photograph_counts_lose_no_accuracy() {
             share(all.missed, all.probes),
             share(all.named, all.impostors),
         ];
-        // What a few probes and strangers make.
+        // The difference that a few probes and strangers make.
         for ((after, before), noise) in after.into_iter().zip(before).zip([0.001, 0.001, 0.005]) {
             assert!(after <= before + noise, "{photographs} photographs: {all:?}");
         }

@@ -101,7 +101,7 @@ fn retraining_gives_the_bytes_of_a_training_and_leaves_no_trace_of_what_was_remo
     assert_eq!(back.to_bytes(), planes.to_bytes());
 }
 
-/// Embeddings that vary in few directions, so that what sets two photographs of somebody apart hides what sets people apart:
+/// Embeddings that vary in few directions, so that the variation within a person hides the differences between people:
 /// hyperplanes weigh directions, means cannot.
 #[test]
 fn where_means_tell_people_apart_badly_hyperplanes_stay() {

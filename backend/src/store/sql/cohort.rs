@@ -90,7 +90,7 @@ struct CandidateRow {
     bounding_box: (f32, f32, f32, f32),
 }
 
-/// An embedding to be added to the cohort.
+/// An embedding to add to the cohort.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewCohortMember {
     /// L2-normalised.

@@ -24,10 +24,10 @@ use crate::{
     store::{StoreError, vector_to_bytes},
 };
 
-/// Faces that a cluster has at most for its row to be computed again where one of them is erased.
+/// Maximum number of a cluster's faces for its row to be recomputed when one of them is erased.
 const SUMMARISED_AT_ONCE: i64 = 1000;
 
-/// A detection to be stored.
+/// A detection to store.
 pub struct NewDetection {
     /// The time of capture that counts.
     pub captured_at: Micros,
@@ -97,7 +97,7 @@ struct Row {
     revision: Option<(i64, Micros)>,
 }
 
-/// The columns of a detection's track: what a later crop may have changed for all of its detections.
+/// The columns of a detection's track, which a later crop may have changed for all of the track's detections.
 #[derive(Queryable)]
 struct TrackColumns {
     run_id: String,
@@ -416,7 +416,8 @@ impl Database {
         .await
     }
 
-    /// Erases a detection, and copies of its embedding in the cohort. Returns the blobs of its picture, to be deleted.
+    /// Erases a detection, and copies of its embedding in the cohort. Returns the blobs of its picture, which the
+    /// caller deletes.
     ///
     /// # Errors
     /// [`StoreError::DetectionNotFound`].

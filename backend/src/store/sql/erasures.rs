@@ -1,4 +1,4 @@
-//! The ledger of erasures in the database: what must not come back with an older backup.
+//! The ledger of erasures in the database: the rows that an older backup must not bring back.
 
 use std::collections::HashSet;
 
@@ -12,8 +12,8 @@ use crate::{
     store::StoreError,
 };
 
-/// Identifies a row among all rows that a deployment ever has, also after a restore has reset the sequence of ids, and
-/// whatever the name of the person is.
+/// Identifies a row among all rows that a deployment ever has, also after a restore has reset the sequence of ids,
+/// independently of the person's name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RowIdentity {
     /// A person.

@@ -113,8 +113,8 @@ pub struct StoredBatch {
     pub uploads: Vec<UploadOutcome>,
     /// Face IDs of the people in the responses by row id, read in the same transaction.
     pub face_ids: HashMap<i64, String>,
-    /// Blobs of pictures that no row refers to, to be deleted: those of the request's faces that were not stored as unknown
-    /// ones, and those of earlier faces that have become known.
+    /// Blobs of pictures that no row refers to, which the caller deletes: those of the request's faces that were not stored
+    /// as unknown ones, and those of earlier faces that have become known.
     pub unused_pictures: Vec<String>,
 }
 
@@ -315,7 +315,7 @@ fn store_detections(
             upload_key: upload.key.clone(),
             face: number,
             bounding_box: upload.frame_box.unwrap_or(face.bounding_box),
-            // Other faces of the crop are of nobody's track.
+            // Other faces of the crop belong to no track.
             track_id: upload.track_id.filter(|_| tracked.is_some()),
             track_row: tracked.and(track).map(DecidedTrack::id),
             weight: face.weight(),

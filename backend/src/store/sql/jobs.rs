@@ -23,7 +23,7 @@ const MAX_ATTEMPTS: i32 = 3;
 pub enum CancelOutcome {
     /// The job was queued and is cancelled.
     Cancelled(Job),
-    /// The job is running and will be told to stop.
+    /// The job is running and will be asked to stop.
     Requested(Job),
     /// The job had ended.
     AlreadyEnded,

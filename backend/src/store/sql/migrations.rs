@@ -204,7 +204,7 @@ where
 mod tests {
     use std::{fs, path::Path};
 
-    /// From here on: what came before was written for servers that stop while the schema changes.
+    /// The first migration to check: earlier ones were written for servers that stop while the schema changes.
     const FIRST: &str = "2025-01-07";
 
     #[test]
@@ -228,15 +228,15 @@ mod tests {
         assert!(looked_at >= 3, "{looked_at}");
     }
 
-    /// Returns whether a migration only adds, or says from which version on nothing uses what it takes away. Returns the
-    /// first word that takes something away.
+    /// Checks that a migration only adds, or names the version from which on nothing uses the columns and tables that it
+    /// removes. Fails with the first word that removes something.
     fn expands(text: &str) -> Result<(), &'static str> {
         if text.starts_with("-- Contracts: ") {
             return Ok(());
         }
         let statements: Vec<&str> =
             text.lines().filter(|line| !line.trim_start().starts_with("--")).collect();
-        // What a key does when somebody deletes later takes nothing away now.
+        // A key's action on later deletions removes nothing now.
         let statements = statements.join("\n").to_uppercase().replace("ON DELETE ", "");
         let taking_away =
             ["DROP ", "RENAME ", "TRUNCATE ", "DELETE ", " MODIFY ", " CHANGE ", "ALTER COLUMN"];

@@ -283,12 +283,12 @@ impl Database {
     }
 
     /// Subscribes to changes of `topic`: notifies at once of those by this process and, on Postgres, by any process. On
-    /// other engines, changes by other processes have to be polled for.
+    /// other engines, the caller has to poll for changes by other processes.
     pub fn changes(&self, topic: Topic) -> watch::Receiver<()> {
         self.signals.subscribe(topic)
     }
 
-    /// Removes what erased people and images leave behind in the engine's journal and pages.
+    /// Removes the remains of erased people and images from the engine's journal and pages.
     ///
     /// # Errors
     /// The engine refuses.
@@ -297,8 +297,8 @@ impl Database {
         self.forget(Some("VACUUM people, images, embeddings, cohort")).await
     }
 
-    /// Removes what an erased unknown person leaves behind in the engine's journal, and the group in its pages; of detections,
-    /// as [`scrub_journal_of_detections`](Self::scrub_journal_of_detections).
+    /// Removes the remains of an erased unknown person from the engine's journal, and the group from its pages; those of
+    /// detections as [`scrub_journal_of_detections`](Self::scrub_journal_of_detections).
     ///
     /// # Errors
     /// The engine refuses.
@@ -306,7 +306,7 @@ impl Database {
         self.forget(Some("VACUUM unknowns")).await
     }
 
-    /// Removes what erased detections leave behind in the engine's journal. PostgreSQL's pages keep it until the next
+    /// Removes the remains of erased detections from the engine's journal. PostgreSQL's pages keep it until the next
     /// autovacuum: there may be too many detections to wait for a vacuum.
     ///
     /// # Errors
@@ -442,7 +442,8 @@ fn cannot_open(engine: &Engine) -> String {
     format!("cannot open the {engine} database (setting database_url)")
 }
 
-/// Refuses a schema with migrations that this version does not know: it may rely on what they changed.
+/// Refuses a schema with migrations that this version does not know: the data may have changed in ways that it cannot
+/// handle.
 fn refuse_newer_schema(
     engine: &Engine,
     connection: &mut AnyConnection,

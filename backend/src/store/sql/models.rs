@@ -43,7 +43,7 @@ pub struct ModelRow {
     pub calibration: Option<String>,
 }
 
-/// A model to be stored, whose blob is stored already.
+/// A model to store; its blob is stored already.
 pub struct NewModel {
     /// The network whose embeddings it takes.
     pub embedder: &'static str,
@@ -57,7 +57,7 @@ pub struct NewModel {
     pub images: i64,
     /// Duration of the training, milliseconds.
     pub duration_ms: i64,
-    /// How its threshold was calibrated, JSON without names; absent where it knows nobody.
+    /// How its threshold was calibrated, JSON without names; absent if it knows nobody.
     pub calibration: Option<String>,
 }
 

@@ -161,7 +161,7 @@ fn plan(rows: &[Row], rule: SameName) -> (Vec<Change>, NameChanges) {
         taken.insert(free.clone());
         names.push(free);
     }
-    // The oldest of the people with equal names has the key, whatever the rule was before.
+    // The oldest of the people with equal names has the key, also if the rule has changed.
     let mut holders: HashMap<String, i64> = HashMap::new();
     let keys: Vec<String> = names.iter().map(|name| face_id::key(name, rule)).collect();
     for ((row, ..), key) in rows.iter().zip(&keys) {

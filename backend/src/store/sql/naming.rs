@@ -42,7 +42,7 @@ pub struct NamedUnknown {
     pub detections: usize,
     /// The training that was queued; `None` where the cluster had this name already.
     pub job: Option<String>,
-    /// Blobs of pictures that were not enrolled, to be deleted.
+    /// Blobs of pictures that were not enrolled; the caller deletes them.
     pub blobs: Vec<String>,
 }
 
@@ -75,8 +75,8 @@ impl Row {
 
 impl Database {
     /// Makes a person of a cluster: enrols its best faces, puts the name to all of its detections, removes the cluster and
-    /// queues a training, all of it or nothing. The name of somebody who is enrolled is accepted with `add` only. Where the
-    /// cluster has become that person before, nothing changes.
+    /// queues a training, all in one transaction. The name of somebody who is enrolled is accepted with `add` only. If the
+    /// cluster became that person before, nothing changes.
     ///
     /// # Errors
     /// [`StoreError::UnknownNotFound`], [`StoreError::PersonExists`], [`StoreError::DatasetLocked`].
@@ -144,7 +144,7 @@ fn named_before(
     })
 }
 
-/// Notes whom a cluster and those that were merged into it became.
+/// Records the person that a cluster, and those that were merged into it, became.
 fn remember(connection: &mut AnyConnection, cluster: i64, person: i64) -> Result<(), StoreError> {
     let mut ids: Vec<String> = merged_unknowns::table
         .filter(merged_unknowns::unknown_id.eq(cluster))
@@ -243,9 +243,9 @@ fn best(rows: Vec<Row>) -> Result<Vec<Row>, StoreError> {
     Ok(best)
 }
 
-/// Puts the name of a person to unknown detections: they leave their clusters and the cohort, and lose their embeddings and
-/// what was proposed for them. Part of a transaction whose first statements take the insert lock, since it revises detections,
-/// and lock the clusters. Returns the blobs of their pictures, to be deleted after it.
+/// Assigns a person to unknown detections: removes them from their clusters and the cohort, and deletes their embeddings and
+/// proposals. Part of a transaction whose first statements take the insert lock, since it revises detections, and lock the
+/// clusters. Returns the blobs of their pictures, which the caller deletes after the transaction.
 pub(super) fn put_name(
     connection: &mut AnyConnection,
     faces: &[i64],

@@ -13,7 +13,7 @@ use crate::{
     store::StoreError,
 };
 
-/// A message to be added.
+/// A message to add.
 pub struct NewMessage<'a> {
     /// The key by which the receiver recognises repetitions.
     pub key: String,

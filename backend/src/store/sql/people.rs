@@ -153,7 +153,7 @@ impl From<&EnrolledFace> for FaceValues {
     }
 }
 
-/// An image to be enrolled, whose blob is stored already.
+/// An image to enrol; its blob is stored already.
 pub struct NewImage {
     /// The image's id, UUID.
     pub id: String,
@@ -221,7 +221,7 @@ pub struct ImageDetails {
 
 /// An erasure that is done in the database and pending in the blob store.
 pub struct PendingErasure {
-    /// The keys of the blobs to be deleted.
+    /// The keys of the blobs to delete.
     pub blobs: Vec<String>,
     /// The entries for the ledger in the blob store.
     pub erasures: Vec<Erasure>,

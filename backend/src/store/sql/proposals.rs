@@ -21,7 +21,7 @@ use crate::{
 /// Proposals that are judged in one transaction: few, so that other writers do not wait long.
 const JUDGED: usize = 500;
 
-/// A proposal to be stored.
+/// A proposal to store.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NewProposal {
     /// Row id of the person.
@@ -43,7 +43,7 @@ pub struct ProposalFilter {
     pub refused: bool,
 }
 
-/// Proposals to be accepted or refused.
+/// Proposals to accept or refuse.
 #[derive(Debug, Clone)]
 pub enum SelectedProposals {
     /// By row id.
@@ -59,12 +59,12 @@ pub struct Judged {
     pub proposals: usize,
     /// Ids that are no open proposals: judged before, or their face or person is gone.
     pub missing: usize,
-    /// Blobs of pictures of accepted faces, to be deleted.
+    /// Blobs of pictures of accepted faces; the caller deletes them.
     pub blobs: Vec<String>,
 }
 
 impl Database {
-    /// Notes that unknown faces are to be searched for a person, and queues the job that does it. Returns the job.
+    /// Requests a search of unknown faces for a person, and queues the job that does it. Returns the job.
     ///
     /// # Errors
     /// [`StoreError::PersonNotFound`]; [`StoreError::PersonNotInModel`] where the active model does not know the person.
@@ -390,7 +390,7 @@ impl Database {
     }
 }
 
-/// Locks what accepting or refusing proposals changes. To be called before anything else in a transaction.
+/// Locks the rows that accepting or refusing proposals changes. Must be called before anything else in a transaction.
 fn begin_judging(connection: &mut AnyConnection, accept: bool) -> Result<(), StoreError> {
     if accept {
         insert_lock::hold_insert_lock(connection)?;
@@ -423,8 +423,8 @@ fn request(connection: &mut AnyConnection, persons: &[i64]) -> Result<(), StoreE
 }
 
 /// Accepts or refuses open proposals (id, person, detection), at most as many as one statement takes. A face that several people
-/// are accepted for gets the first one's name. Removes proposals to be accepted whose face has become known. Returns how many
-/// were judged, how many were removed, and blobs to be deleted.
+/// are accepted for gets the first one's name. Removes proposals to accept whose face has become known. Returns how many were
+/// judged, how many were removed, and the blobs to delete.
 fn judge(
     connection: &mut AnyConnection,
     open: &[(i64, i64, i64)],

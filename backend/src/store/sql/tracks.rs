@@ -63,7 +63,7 @@ struct OpenTrack {
     person_id: Option<i64>,
 }
 
-/// What changes in the row of a track that takes no more crops.
+/// The changes in the row of a track that takes no more crops.
 #[derive(Default, AsChangeset)]
 #[diesel(table_name = tracks, treat_none_as_null = true)]
 struct Ended {
@@ -299,8 +299,8 @@ pub(super) fn decide(
     Ok(tracks)
 }
 
-/// Writes decided tracks, and gives their earlier detections the new person where the decision is for another one. `people`
-/// are enrolled. Returns the blobs of pictures of detections that have become known, to be deleted.
+/// Writes decided tracks, and assigns their earlier detections the new person if the decision has changed. `people` are
+/// enrolled. Returns the blobs of pictures of detections that have become known, which the caller deletes.
 pub(super) fn save(
     connection: &mut AnyConnection,
     new: &NewUploads,
@@ -356,9 +356,9 @@ pub(super) fn save(
     Ok(pictures)
 }
 
-/// Gives the stored detections of a track another person, and records that for clients that follow corrections. A face that
-/// becomes known loses the embedding and the picture that unknown faces keep, and leaves its group of unknown faces. Returns
-/// the blobs of pictures, to be deleted.
+/// Assigns the stored detections of a track another person, and records that for clients that follow corrections. A face
+/// that becomes known loses the embedding and the picture that unknown faces keep, and leaves its group of unknown faces.
+/// Returns the blobs of pictures, which the caller deletes.
 fn revise(
     connection: &mut AnyConnection,
     track: i64,
@@ -477,8 +477,8 @@ fn close(connection: &mut AnyConnection, ids: &[i64]) -> Result<(), StoreError> 
     Ok(())
 }
 
-/// Erases what the tracks of a person know; part of the transaction that erases the person. They take no more crops, so that
-/// nothing of the person decides about later ones; those without detections go, with `with_detections` all.
+/// Closes the tracks of a person and erases their embeddings, so that nothing of the person decides about later crops; part
+/// of the transaction that erases the person. Deletes tracks without detections, with `with_detections` all.
 pub(super) fn erase_person(
     connection: &mut AnyConnection,
     person: i64,

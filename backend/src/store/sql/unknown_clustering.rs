@@ -1,5 +1,5 @@
-//! What clusters unknown faces reads and writes: new faces, the clusters, and the changes of a chunk or of a revision, each in
-//! one transaction with how far detections have been read.
+//! The reads and writes of the task that clusters unknown faces: new faces, the clusters, and the changes of a chunk or of a
+//! revision, each in one transaction with how far detections have been read.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -60,7 +60,7 @@ pub struct EarlierTrack {
     pub faces: Vec<UnknownFace>,
 }
 
-/// What a chunk of new faces changes about a cluster.
+/// The changes to a cluster by a chunk of new faces.
 pub struct ClusterUpdate {
     /// The cluster's row id.
     pub row: i64,
@@ -76,7 +76,7 @@ pub struct ClusterUpdate {
     pub seen: Option<(Micros, Micros)>,
 }
 
-/// What a chunk of new faces changes.
+/// The changes by a chunk of new faces.
 pub struct Assignment {
     /// The network that computed the embeddings.
     pub embedder: &'static str,
@@ -86,7 +86,7 @@ pub struct Assignment {
     pub read_up_to: i64,
     /// The greatest row id of a cluster so far.
     pub last_unknown: i64,
-    /// Clusters that are gone, and those that they went into.
+    /// Row ids of merged clusters, and those of the clusters that they were merged into.
     pub merged: BTreeMap<i64, i64>,
     /// All clusters that have changed otherwise.
     pub updates: Vec<ClusterUpdate>,
@@ -99,13 +99,13 @@ pub struct RevisedCluster {
     pub row: Option<i64>,
     /// Whether lists leave it out.
     pub ignored: bool,
-    /// What its row says.
+    /// The summary in its row.
     pub summary: ClusterSummary,
     /// The detections that join it, by the cluster that they come from.
     pub joining: BTreeMap<i64, Vec<i64>>,
 }
 
-/// What a revision changes.
+/// The changes by a revision.
 pub struct Revision {
     /// The network that computed the embeddings.
     pub embedder: &'static str,
@@ -117,7 +117,7 @@ pub struct Revision {
     pub gone: BTreeMap<i64, Successor>,
 }
 
-/// What the id of a cluster that is gone leads to.
+/// The cluster that the id of a removed one leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Successor {
     /// A position in [`Revision::clusters`].
@@ -238,7 +238,7 @@ impl Database {
         .await
     }
 
-    /// Stores what a chunk of new faces changes, where `holder` has the lease for it.
+    /// Stores the changes by a chunk of new faces, if `holder` has the lease for it.
     ///
     /// # Errors
     /// [`StoreError::LeaseLost`]; [`StoreError::ClustersChanged`] where clusters or one of the faces have changed since
@@ -270,7 +270,7 @@ impl Database {
         .await
     }
 
-    /// Records how far detections have been read, where none of them is to be clustered.
+    /// Records how far detections have been read, if none of them needs clustering.
     ///
     /// # Errors
     /// The database fails.
@@ -504,7 +504,7 @@ fn store_assignment(connection: &mut AnyConnection, assignment: &Assignment) -> 
     Ok(())
 }
 
-/// Adds what the row of a cluster says of its detections to that of another one, except the mean.
+/// Adds the summary in the row of cluster `gone` to that of `kept`, except the mean.
 fn add_row(connection: &mut AnyConnection, kept: i64, gone: i64) -> Result<(), StoreError> {
     type Columns = (i64, Micros, Micros, bool, bool, bool);
     let mut rows = Vec::with_capacity(2);

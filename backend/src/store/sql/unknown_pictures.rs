@@ -143,8 +143,8 @@ pub(super) fn insert(connection: &mut AnyConnection, picture: &NewPicture) -> Re
     Ok(())
 }
 
-/// Deletes the pictures of detections; part of a transaction. Returns the keys of their blobs, to be deleted after it: without
-/// those that another transaction took meanwhile, which may have enrolled them.
+/// Deletes the pictures of detections; part of a transaction. Returns the keys of their blobs, which the caller deletes after
+/// it, without those that another transaction took meanwhile, as that one may have enrolled them.
 pub(super) fn take(connection: &mut AnyConnection, faces: &[i64]) -> Result<Vec<String>, StoreError> {
     let mut keys = Vec::new();
     for faces in faces.chunks(MAX_VARIABLES) {

@@ -102,9 +102,9 @@ impl ClusterConflict {
     }
 }
 
-/// A cluster that was divided: what stays, and what is new.
+/// The two parts of a divided cluster.
 pub struct Divided {
-    /// What stays.
+    /// The cluster without the moved detections.
     pub remaining: Unknown,
     /// The new cluster.
     pub new: Unknown,
@@ -219,7 +219,7 @@ impl Database {
             for row in rows {
                 absorb(connection, kept, row)?;
             }
-            // Recomputed, and what they were ignored or not stays as it was of the one whose id stays.
+            // Recomputes the summary; the cluster whose id is kept also keeps its mark of being ignored or not.
             summarise(connection, kept)?;
             // Faces may have left since the transaction began.
             mark_changed(connection, kept)?;
@@ -497,7 +497,7 @@ fn summary(connection: &mut AnyConnection, row: i64) -> Result<Option<ClusterSum
     Ok(ClusterSummary::of(&tracks.iter().collect::<Vec<_>>()))
 }
 
-/// Computes what a cluster's row says of its detections again; removes the cluster where it has none.
+/// Recomputes the summary in a cluster's row; removes the cluster if it has no detections.
 ///
 /// Another transaction may take detections out of the cluster at the same time. Where this one has read nothing before, it does
 /// not miss that; otherwise it has to mark the cluster as changed afterwards.
@@ -573,8 +573,8 @@ pub(super) fn insert(
     Ok(())
 }
 
-/// Moves all detections of a cluster to another one and removes it. Its id leads to the other one from then on, which stays
-/// apart from what it stayed apart from. What the row of the other one says is to be computed again.
+/// Moves all detections of a cluster to another one and removes it. Its id leads to the other one from then on, which also
+/// takes over its separations. The summary of the other one must be recomputed afterwards.
 pub(super) fn absorb(connection: &mut AnyConnection, kept: i64, gone: i64) -> Result<(), StoreError> {
     diesel::update(detections::table.filter(detections::unknown_id.eq(gone)))
         .set(detections::unknown_id.eq(Some(kept)))
@@ -582,8 +582,8 @@ pub(super) fn absorb(connection: &mut AnyConnection, kept: i64, gone: i64) -> Re
     retire(connection, kept, gone)
 }
 
-/// Removes a cluster without detections. Its id leads to another one from then on, which stays apart from what it stayed
-/// apart from.
+/// Removes a cluster without detections. Its id leads to another one from then on, which also takes over its
+/// separations.
 pub(super) fn retire(connection: &mut AnyConnection, kept: i64, gone: i64) -> Result<(), StoreError> {
     let Some(public_id) =
         unknowns::table.find(gone).select(unknowns::public_id).first::<String>(connection).optional()?
@@ -599,7 +599,7 @@ pub(super) fn retire(connection: &mut AnyConnection, kept: i64, gone: i64) -> Re
     for other in separated_from(connection, gone)? {
         separate(connection, kept, other)?;
     }
-    // Foreign keys delete what it stayed apart from.
+    // Foreign keys delete its separations.
     diesel::delete(unknowns::table.find(gone)).execute(connection)?;
     Ok(())
 }
@@ -676,8 +676,8 @@ fn erase(
     Ok(PendingErasure { blobs, erasures })
 }
 
-/// Marks the clusters of detections that are about to be deleted, erased or identified: what their rows say is computed
-/// again by the task that clusters. Part of every transaction that takes detections out of clusters.
+/// Marks the clusters of detections that are about to be deleted, erased or identified: the clustering task recomputes
+/// the summaries in their rows. Part of every transaction that takes detections out of clusters.
 pub(super) fn leave(connection: &mut AnyConnection, faces: &[i64]) -> Result<(), StoreError> {
     for faces in faces.chunks(MAX_VARIABLES) {
         let clusters: Vec<Option<i64>> = detections::table

@@ -229,7 +229,7 @@ impl Entry {
         self.files.iter().any(|file| file.sources.iter().any(is_npm))
     }
 
-    /// Describes what cannot run without it.
+    /// Describes the features that cannot run without it.
     pub fn consequence(&self) -> String {
         let name = &self.name;
         match self.kind {
