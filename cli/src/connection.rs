@@ -78,7 +78,6 @@ impl Target {
     }
 }
 
-/// Settings of a profile.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ProfileSettings {

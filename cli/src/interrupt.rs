@@ -23,7 +23,6 @@ pub fn requested() -> bool {
     *REQUESTED.borrow()
 }
 
-/// Waits for an interrupt.
 pub async fn wait() {
     let mut receiver = REQUESTED.subscribe();
     // The sender is static, so the channel is never closed.

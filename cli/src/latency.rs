@@ -17,13 +17,11 @@ pub struct Latencies {
 /// Percentiles in milliseconds, accurate to 0.1 %.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Percentiles {
-    /// Median.
     pub p50_ms: f64,
     /// 95th percentile.
     pub p95_ms: f64,
     /// 99th percentile.
     pub p99_ms: f64,
-    /// Maximum.
     pub max_ms: f64,
     /// Arithmetic mean.
     pub mean_ms: f64,

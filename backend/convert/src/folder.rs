@@ -15,11 +15,11 @@ const LOCK_FILE: &str = ".fetch.lock";
 /// A published file of a folder and the outcome of its conversion.
 #[derive(Debug)]
 pub struct ConvertedFile {
-    /// The published file.
+    /// Path of the published file.
     pub published: PathBuf,
-    /// Its safetensors.
+    /// Path of the safetensors made of it.
     pub safetensors: PathBuf,
-    /// The outcome.
+    /// How its conversion ended.
     pub outcome: Result<Conversion, ConvertError>,
 }
 

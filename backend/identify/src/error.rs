@@ -72,9 +72,9 @@ pub enum IdentifyError {
     Option {
         /// Name of the field of [`TrainOptions`](crate::TrainOptions).
         option: &'static str,
-        /// Its value.
+        /// The value as given.
         value: f64,
-        /// Its range.
+        /// The allowed range, in words.
         limit: &'static str,
     },
     /// More samples than the chosen classifier can be trained on.

@@ -57,7 +57,7 @@ pub struct OpenSetRates {
 pub struct Search<'a> {
     /// The true label, or none for somebody who is not enrolled.
     pub truth: Option<&'a str>,
-    /// The result.
+    /// The model's answer to the search.
     pub answer: &'a Identification,
 }
 

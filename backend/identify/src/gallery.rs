@@ -94,7 +94,7 @@ mod tests {
     use super::*;
     use crate::matrix::tests::random;
 
-    /// By definition.
+    /// Ranks by the definition, without quantisation.
     #[derive(Debug)]
     struct Naive(Arc<Matrix>);
 

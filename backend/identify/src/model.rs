@@ -67,7 +67,7 @@ pub struct TrainOptions {
     pub c: f64,
     /// The violation of the optimality conditions at which the SVM's solver stops, more than 0 and at most 0.1.
     pub tolerance: f64,
-    /// The solver.
+    /// The algorithm that trains the hyperplanes.
     pub solver: Solver,
     /// The method that ranks people.
     pub method: Method,
@@ -82,9 +82,9 @@ pub enum Method {
     /// up to 5,000 people where means tell them apart badly, [`LinearSvm`].
     #[default]
     Automatic,
-    /// [`LinearSvm`].
+    /// Ranks by the decision values of hyperplanes, see [`LinearSvm`].
     LinearSvm,
-    /// [`NearestMean`].
+    /// Ranks by the nearest mean embedding, see [`NearestMean`].
     NearestMean,
 }
 
@@ -111,7 +111,7 @@ pub enum Decision {
 /// A person and the probability that the face is theirs, given that it is an enrolled person's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
-    /// The person's label.
+    /// The person's label, as in the samples.
     pub label: String,
     /// Probability in 0..=1. With one person enrolled it is always 1; only the decision is meaningful then.
     pub confidence: f32,

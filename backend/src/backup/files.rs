@@ -172,7 +172,6 @@ pub fn make_private(path: &Path) -> anyhow::Result<()> {
     closed().with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Makes a folder private.
 pub fn make_folder_private(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, Permissions::from_mode(FOLDER_MODE))
 }
@@ -229,7 +228,6 @@ fn each_folder(folder: &Path, visit: &mut dyn FnMut(&Path) -> anyhow::Result<()>
     Ok(())
 }
 
-/// The owner of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Owner {
     pub user: u32,

@@ -48,7 +48,6 @@ const ATTEMPTS: u32 = 4;
 /// A finished backup.
 #[derive(Debug)]
 pub struct BackedUp {
-    /// Its manifest.
     pub manifest: Manifest,
     /// SHA-256 of `SHA256SUMS`, which identifies this backup and its content.
     pub fingerprint: String,

@@ -119,7 +119,6 @@ fn ensure_compatible(manifest: &Manifest, options: &DatabaseOptions) -> anyhow::
     Ok(())
 }
 
-/// The target of a restore.
 struct RestoreTarget {
     data_dir: PathBuf,
     /// The owner of the data folder, or of its nearest parent that exists.

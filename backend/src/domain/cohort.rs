@@ -10,7 +10,6 @@ pub enum CohortSource {
 }
 
 impl CohortSource {
-    /// All sources.
     pub const ALL: [Self; 2] = [Self::Uploaded, Self::Camera];
 
     /// Returns its name in rows, responses and queries.

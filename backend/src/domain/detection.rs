@@ -5,9 +5,7 @@ use super::{Micros, PersonId, PersonRef, SightingId, UnknownId};
 /// Selects detections: those that match everything that is given.
 #[derive(Debug, Clone, Default)]
 pub struct DetectionFilter {
-    /// The person.
     pub person: Option<PersonRef>,
-    /// The camera.
     pub camera_id: Option<String>,
     /// The camera's location.
     pub location: Option<String>,
@@ -37,7 +35,6 @@ pub struct DetectionPosition {
     pub id: i64,
 }
 
-/// A stored detection.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StoredDetection {
     /// Row id.
@@ -48,7 +45,6 @@ pub struct StoredDetection {
     pub claimed_at: Option<Micros>,
     /// When the detection arrived.
     pub received_at: Micros,
-    /// The camera.
     pub camera_id: String,
     /// The camera's location at that time.
     pub location: String,

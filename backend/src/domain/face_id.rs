@@ -46,9 +46,9 @@ pub enum InvalidFaceId {
     /// Has a character that is not allowed.
     #[error("the Face ID has {}: {reason}", code_point(*.character))]
     Character {
-        /// The character.
+        /// The first character that is not allowed.
         character: char,
-        /// The problem with it.
+        /// Why it is not allowed, as in the message.
         reason: &'static str,
     },
     /// The percent-encoded path is not UTF-8.

@@ -11,7 +11,6 @@ pub enum PersonRef {
     Id(PersonId),
 }
 
-/// An enrolled person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Person {
     /// Row id, by which everything else refers to the person.

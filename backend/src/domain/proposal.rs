@@ -2,7 +2,6 @@
 
 use super::{Micros, Person, StoredDetection};
 
-/// A proposal.
 #[derive(Debug, Clone)]
 pub struct Proposal {
     /// Row id.

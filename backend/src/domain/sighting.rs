@@ -36,7 +36,6 @@ impl fmt::Display for SightingId {
 pub struct Sighting {
     /// The track or the detection.
     pub id: SightingId,
-    /// The camera.
     pub camera_id: String,
     /// The camera's location at the last crop.
     pub location: String,
@@ -73,11 +72,9 @@ pub struct Sighting {
 /// Selects sightings: those that match everything that is given.
 #[derive(Debug, Clone, Default)]
 pub struct SightingFilter {
-    /// The person.
     pub person: Option<PersonRef>,
     /// Whether the person is known.
     pub known: Option<bool>,
-    /// The camera.
     pub camera_id: Option<String>,
     /// The camera's location.
     pub location: Option<String>,

@@ -16,7 +16,6 @@ pub enum Task {
 }
 
 impl Task {
-    /// All tasks.
     pub const ALL: [Self; 5] = [Self::Retain, Self::Sweep, Self::Backup, Self::Cohort, Self::Recluster];
 
     /// Returns the name in rows and metrics.

@@ -66,9 +66,7 @@ pub struct Unknown {
 /// A camera that has seen an unknown person.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnknownCamera {
-    /// The camera.
     pub camera_id: String,
-    /// Its detections.
     pub faces: i64,
     /// When it captured the last of them.
     pub last_seen: Micros,
@@ -125,13 +123,11 @@ pub struct UnknownFace {
     pub id: i64,
     /// The time of capture that counts.
     pub captured_at: Micros,
-    /// The camera.
     pub camera_id: String,
     /// The edge's track.
     pub track_id: Option<i64>,
     /// The row of the track; `None` without one, and for faces from before tracks had rows.
     pub track_row: Option<i64>,
-    /// The embedding.
     pub embedding: Vec<f32>,
 }
 

@@ -89,7 +89,7 @@ pub enum ApiError {
     LimitOutOfRange {
         /// The value, as sent.
         limit: String,
-        /// Maximum.
+        /// The largest allowed number.
         max: u32,
     },
     /// A cursor of another query, or not a cursor.
@@ -227,7 +227,7 @@ pub enum ApiError {
     TooManyImages {
         /// Parts received.
         images: usize,
-        /// Maximum.
+        /// The largest allowed number.
         max: usize,
     },
     /// The image cannot be decoded.

@@ -30,9 +30,7 @@ const DATABASE_CACHED: Duration = Duration::from_secs(3);
 
 /// Where the values come from.
 pub struct Sources {
-    /// The counters.
     pub metrics: Arc<Metrics>,
-    /// The queue.
     pub recogniser: Recogniser,
     /// The active model.
     pub loader: Arc<ModelLoader>,

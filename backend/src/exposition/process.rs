@@ -7,13 +7,11 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 /// A metric of the process.
 pub struct Reading {
-    /// Its name.
     pub name: &'static str,
     /// Its help text.
     pub help: &'static str,
     /// Whether it is a counter.
     pub counter: bool,
-    /// Its value.
     pub value: f64,
 }
 

@@ -95,7 +95,6 @@ pub struct RecognitionResult {
 /// The result of one image.
 #[derive(Default)]
 pub struct ImageResult {
-    /// Its faces.
     pub faces: Vec<IdentifiedFace>,
     /// Its width and height, upright.
     pub size: [u32; 2],

@@ -105,7 +105,6 @@ pub struct FoundFaces {
     pub timings: Timings,
 }
 
-/// A face with its embedding.
 pub struct EmbeddedFace {
     /// Its box and quality.
     pub face: EnrolledFace,
@@ -118,7 +117,7 @@ pub struct EmbeddedFace {
 pub struct Timings {
     /// When decoding started.
     pub started: Instant,
-    /// Decoding.
+    /// Duration of decoding.
     pub decoded: Duration,
     /// Detection and alignment.
     pub detected: Duration,

@@ -28,7 +28,6 @@ pub struct DetectedFace {
 /// The faces of one image with their embeddings.
 #[derive(Default)]
 pub struct EmbeddedFaces {
-    /// The faces.
     pub faces: Vec<DetectedFace>,
     /// Width and height of the image, upright.
     pub size: [u32; 2],
@@ -139,7 +138,6 @@ impl Drop for Batch<'_> {
 
 /// A request with images that are queued or being processed.
 pub struct Request {
-    /// Its images.
     pub images: Vec<UploadedImage>,
     /// Predictions of each face.
     pub top_k: usize,
@@ -162,7 +160,6 @@ struct Progress {
 /// The time at which processing of a request's first image started, and the model that was active then.
 #[derive(Clone)]
 pub struct Started {
-    /// When.
     pub at: Instant,
     /// Identifies all of the request's faces; `None` before the first training.
     pub model: Option<Arc<VersionedModel>>,

@@ -28,7 +28,6 @@ use crate::{
 pub struct Worker {
     /// Where images come from.
     pub queue: Arc<Queue>,
-    /// The networks.
     pub pipeline: Arc<Pipeline>,
     /// The model that answers.
     pub active: Arc<ActiveModel>,

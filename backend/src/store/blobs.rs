@@ -34,7 +34,6 @@ pub struct Blobs {
 
 /// A blob in a listing.
 pub struct Blob {
-    /// The key.
     pub key: String,
     /// When it was written, to the second.
     pub modified: OffsetDateTime,

@@ -28,7 +28,6 @@ struct Entry {
 /// The numbers of erasures that were reapplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ReappliedErasures {
-    /// People.
     pub people: usize,
     /// Images of other people.
     pub images: usize,

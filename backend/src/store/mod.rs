@@ -60,7 +60,7 @@ pub enum StoreError {
     /// The person has an image of the same bytes.
     #[error("the person has this image")]
     DuplicateImage {
-        /// The id of that image.
+        /// The id of the image that is enrolled already.
         image_id: String,
         /// The id of the person.
         person_id: PersonId,
@@ -68,7 +68,7 @@ pub enum StoreError {
     /// Another person has an image of the same bytes.
     #[error("another person has this image")]
     ImageOfAnother {
-        /// The id of that image.
+        /// The id of the image that is enrolled already.
         image_id: String,
         /// The id of the other person.
         person_id: PersonId,

@@ -45,11 +45,8 @@ pub struct RetentionOptions {
 /// The numbers of rows that a pass changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Deleted {
-    /// Deleted detections.
     pub detections: usize,
-    /// Deleted tracks.
     pub tracks: usize,
-    /// Deleted idempotency records.
     pub idempotency_records: usize,
     /// Deleted embeddings of the cohort.
     pub cohort: usize,

@@ -91,7 +91,6 @@ impl From<ReclusteringError> for JobError {
 
 /// A job that is being done.
 pub struct RunningJob<'a> {
-    /// The job.
     pub job: &'a Job,
     /// The holder of the trainer's lease.
     pub holder: &'a str,

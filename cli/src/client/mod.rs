@@ -49,7 +49,6 @@ pub enum Recognition<'a> {
     GetResults,
     /// Recognises faces and stores a detection of each.
     StoreResults {
-        /// The camera's id.
         camera_id: &'a str,
         /// The camera's location.
         location: &'a str,
@@ -137,7 +136,6 @@ impl Client {
         Ok(none_if("image_not_found", answer)?.is_some())
     }
 
-    /// Renames a person.
     pub async fn rename_person(&self, id: &str, new: &str) -> Result<NamedPerson, ClientError> {
         let name = Body::Json(json!({ "face_id": new }));
         let renamed = self.call_for_person(&operation::RENAME_PERSON, id, &[], name).await?;
@@ -145,7 +143,6 @@ impl Client {
         Ok(renamed)
     }
 
-    /// Erases a person.
     pub async fn erase_person(&self, id: &str) -> Result<(), ClientError> {
         let person = self.person_id(id).await?;
         self.transport.send(&operation::ERASE_PERSON, &[&person], &[], Body::Nothing).await?;
@@ -228,7 +225,6 @@ impl Client {
         self.transport.call(&operation::JOB, &[id], &[], Body::Nothing).await
     }
 
-    /// Cancels a job.
     pub async fn cancel_job(&self, id: &str) -> Result<Job, ClientError> {
         self.transport.call(&operation::CANCEL_JOB, &[id], &[], Body::Nothing).await
     }

@@ -17,7 +17,6 @@ macro_rules! operations {
             #[doc = concat!("`", stringify!($method), " ", $path, "`")]
             pub const $name: Operation = Operation { method: Method::$method, path: $path };
         )*
-        /// All operations.
         #[cfg(test)]
         pub const ALL: &[&Operation] = &[$(&$name),*];
     };

@@ -17,13 +17,11 @@ pub struct Dataset {
     pub meta: ListMeta,
 }
 
-/// A person of the dataset.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DatasetEntry {
     /// The person's id; absent from servers that predate ids.
     #[serde(default)]
     pub person_id: Option<String>,
-    /// The Face ID.
     pub face_id: String,
     /// Enrolled images.
     pub images: u64,
@@ -47,9 +45,7 @@ pub struct Conflict {
 /// One of two near-duplicate images.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ConflictingImage {
-    /// Its id.
     pub image_id: String,
-    /// Id of the person.
     pub person_id: String,
     /// The Face ID; none if the person was erased since.
     pub face_id: Option<String>,
@@ -58,11 +54,8 @@ pub struct ConflictingImage {
 /// `GET /images/{image_id}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ImageDetails {
-    /// Its id.
     pub image_id: String,
-    /// Id of the person.
     pub person_id: String,
-    /// The Face ID.
     pub face_id: String,
     /// Size in bytes.
     pub bytes: u64,
@@ -79,7 +72,6 @@ pub struct ImageDetails {
     pub similar: Vec<SimilarImage>,
 }
 
-/// An embedding of an image.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ImageEmbedding {
     /// Name of the embedder.
@@ -91,11 +83,8 @@ pub struct ImageEmbedding {
 /// A near-duplicate image of another person.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SimilarImage {
-    /// Its id.
     pub image_id: String,
-    /// Id of the person.
     pub person_id: String,
-    /// The Face ID.
     pub face_id: String,
     /// Cosine similarity of the embeddings.
     pub similarity: f32,
@@ -125,9 +114,7 @@ pub struct EnrolmentWarning {
 /// The person that a face resembles.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct OtherPerson {
-    /// The person's id.
     pub person_id: String,
-    /// The Face ID.
     pub face_id: String,
 }
 
@@ -157,7 +144,6 @@ pub struct FaceQuality {
 pub struct EnrolledFace {
     /// Bounds of the face in the image, pixels.
     pub bounding_box: BoundingBox,
-    /// Its quality.
     pub quality: FaceQuality,
 }
 
@@ -181,7 +167,6 @@ pub struct PersonImages {
     /// The person's id; absent from servers that predate ids.
     #[serde(default)]
     pub person_id: Option<String>,
-    /// The Face ID.
     pub face_id: String,
     /// Oldest first.
     pub images: Vec<Image>,
@@ -192,7 +177,6 @@ pub struct PersonImages {
 /// An enrolled image.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Image {
-    /// Its id.
     pub image_id: String,
     /// Size in bytes.
     pub bytes: u64,
@@ -212,9 +196,7 @@ pub struct AddedImage {
     /// The person's id; absent from servers that predate ids.
     #[serde(default)]
     pub person_id: Option<String>,
-    /// The Face ID.
     pub face_id: String,
-    /// Its id.
     pub image_id: String,
     /// Embedder of the stored embedding.
     pub embedder: String,
@@ -247,7 +229,6 @@ pub struct NamedPerson {
     /// The person's id; absent from servers that predate ids.
     #[serde(default)]
     pub person_id: Option<String>,
-    /// The Face ID.
     pub face_id: String,
 }
 
@@ -419,11 +400,9 @@ pub struct ErasedFromCohort {
 /// Body of every error response.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// The error.
     pub error: ErrorDetail,
 }
 
-/// An error.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ErrorDetail {
     /// Stable code.
@@ -438,13 +417,10 @@ pub struct ErrorDetail {
 /// A job: a training or the computation of embeddings.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {
-    /// Its id.
     pub job_id: String,
     /// `optimized-train`, `train`, `generate-emb`, `recluster-unknowns` or `search-past`.
     pub kind: String,
-    /// Its state.
     pub status: JobStatus,
-    /// Its progress.
     pub progress: Progress,
     /// Its result, if done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -477,13 +453,9 @@ pub struct Jobs {
 pub enum JobStatus {
     /// Not started.
     Queued,
-    /// In progress.
     Running,
-    /// Succeeded.
     Done,
-    /// Failed.
     Failed,
-    /// Cancelled.
     Cancelled,
 }
 
@@ -603,7 +575,6 @@ pub struct AlikePair {
     pub score: f32,
 }
 
-/// A person in a warning.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PersonReference {
     /// UUID.
@@ -636,7 +607,6 @@ pub struct Detection {
     pub time_basis: String,
     /// When it arrived, RFC 3339, UTC.
     pub received_at: String,
-    /// Id of the camera.
     pub camera_id: String,
     /// Location of the camera.
     pub location: String,
@@ -695,9 +665,7 @@ pub struct Sightings {
 /// The crops of a track, decided together, or a detection without a track.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Sighting {
-    /// Its id.
     pub id: String,
-    /// Id of the camera.
     pub camera_id: String,
     /// Location of the camera.
     pub location: String,
@@ -711,7 +679,6 @@ pub struct Sighting {
     pub last_captured_at: String,
     /// The Face ID; none for an unknown face.
     pub face_id: Option<String>,
-    /// The person's id.
     pub person_id: Option<String>,
     /// Whether it is of somebody who is enrolled.
     pub decision: Decision,
@@ -739,7 +706,6 @@ pub struct Track {
     /// The person's id; absent from servers that predate ids.
     #[serde(default)]
     pub person_id: Option<String>,
-    /// The Face ID.
     pub face_id: String,
     /// In order of time.
     pub detections: Vec<Detection>,
@@ -753,11 +719,9 @@ pub struct LastKnownLocation {
     /// The person's id; absent from servers that predate ids.
     #[serde(default)]
     pub person_id: Option<String>,
-    /// The Face ID.
     pub face_id: String,
     /// The camera's location.
     pub location: String,
-    /// Id of the camera.
     pub camera_id: String,
     /// RFC 3339, UTC.
     pub captured_at: String,
@@ -786,9 +750,7 @@ pub struct Unknowns {
 /// An unknown person: a group of faces.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Unknown {
-    /// Its id.
     pub unknown_id: String,
-    /// Detections.
     pub faces: u64,
     /// Tracks that they are of.
     pub tracks: u64,
@@ -811,7 +773,6 @@ pub struct Unknown {
 /// A camera that has seen an unknown person.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UnknownCamera {
-    /// Its id.
     pub camera_id: String,
     /// Its detections of the person.
     pub faces: u64,
@@ -822,7 +783,6 @@ pub struct UnknownCamera {
 /// `GET /unknowns/{unknown_id}`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UnknownDetails {
-    /// The person.
     pub unknown: Unknown,
     /// Newest first.
     pub detections: Vec<Detection>,
@@ -855,9 +815,7 @@ pub struct SplitUnknown {
 /// `POST /unknowns/{unknown_id}/name`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NamedUnknown {
-    /// Id of the person.
     pub person_id: String,
-    /// Name of the person.
     pub face_id: String,
     /// Whether the person was added.
     pub new_person: bool,
@@ -883,11 +841,8 @@ pub struct Proposals {
 /// An unknown face that may be of a person who was enrolled later.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Proposal {
-    /// Its id.
     pub proposal_id: i64,
-    /// Id of the person.
     pub person_id: String,
-    /// Name of the person.
     pub face_id: String,
     /// `proposed` or `refused`.
     pub decided: String,
@@ -922,7 +877,6 @@ pub struct Cameras {
 /// A camera that has sent a detection.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Camera {
-    /// Its id.
     pub camera_id: String,
     /// When it last detected a face.
     pub last_seen: String,

@@ -46,7 +46,6 @@ fn name_html(name: &str) -> String {
     format!("<bdi>{}</bdi>", Escaped(name).to_string().replace('_', "_<wbr/>"))
 }
 
-/// Renders the page.
 pub fn render(report: &Report, crops: &Crops, thumbnails: Thumbnails) -> String {
     let page = Page { report, crops, thumbnails };
     // Writing to a string cannot fail.

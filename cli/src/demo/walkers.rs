@@ -112,7 +112,6 @@ pub fn photographs_to_show(person: &Person) -> Candidate {
 
 /// Numbers of a rendered crowd.
 pub struct Rendered {
-    /// Walks.
     pub walkers: usize,
     /// People of the gallery.
     pub people: usize,

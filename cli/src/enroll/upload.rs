@@ -16,7 +16,6 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UploadOutcome {
-    /// Enrolled.
     Added,
     /// The server already has it, for this person or another.
     AlreadyThere,

@@ -12,7 +12,6 @@ use super::{
 /// An incomplete entry, with each distinct problem and the number of files that have it.
 pub struct MissingEntry<'a> {
     pub entry: &'a Entry,
-    /// Its missing files.
     pub files: Vec<&'a Asset>,
     pub problems: Vec<(String, usize)>,
 }

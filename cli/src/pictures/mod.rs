@@ -51,7 +51,6 @@ impl PassedOver {
     }
 }
 
-/// Contents of a folder.
 #[derive(Debug, Default)]
 pub struct FolderContents {
     /// Pictures at any depth, ordered by path.

@@ -27,11 +27,9 @@ struct Row {
 
 /// Result of a picture.
 pub enum PredictedIdentity<'a> {
-    /// An enrolled person.
     Named(&'a str),
     /// An unknown face.
     Unknown,
-    /// No face.
     NoFace,
 }
 

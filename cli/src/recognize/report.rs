@@ -43,7 +43,6 @@ pub struct FaceRecord {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Decision {
-    /// An enrolled person.
     Known,
     /// Nobody enrolled.
     Unknown,
@@ -76,7 +75,6 @@ impl FaceRecord {
     }
 }
 
-/// A recognised person.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Person {
     name: String,
@@ -203,7 +201,6 @@ enum Format {
     Csv,
 }
 
-/// A report file.
 #[derive(Debug, Clone)]
 pub struct ReportFile {
     path: PathBuf,

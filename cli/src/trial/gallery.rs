@@ -7,7 +7,6 @@ use anyhow::Result;
 use super::Server;
 use crate::{interrupt, pictures, progress};
 
-/// A person of the gallery.
 #[derive(Debug, Clone)]
 pub struct Person {
     /// Their Face ID.

@@ -27,7 +27,6 @@ const JITTER_BUFFER: u32 = 200;
 /// A source of video.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// A recording.
     File(PathBuf),
     /// A V4L2 device.
     Camera(PathBuf),

@@ -41,9 +41,9 @@ pub struct Agreement {
     pub boxes: usize,
     /// Boxes of tracks.
     pub tracked: usize,
-    /// Tracks in all.
+    /// The number of distinct tracks.
     pub tracks: usize,
-    /// Walkers in all.
+    /// The number of distinct walkers.
     pub walkers: usize,
     /// Walkers covered by any track in any frame.
     pub seen: BTreeSet<u64>,

@@ -26,7 +26,7 @@ const fn conv(
     StoredConv { name, side, c_in, c_out, storage }
 }
 
-/// All convolutions.
+/// All convolutions, in the order of the file.
 pub(super) const CONVOLUTIONS: [StoredConv; 29] = [
     conv(
         "conv32_down",

@@ -11,7 +11,7 @@ const HALVINGS: usize = 60;
 /// A share of errors and its 95 % confidence interval, each 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ErrorRate {
-    /// The estimate.
+    /// The estimated share, 0 to 1.
     pub rate: f64,
     /// The lower end of the interval.
     pub lower: f64,

@@ -65,7 +65,6 @@ pub enum CandidateTrack {
     Numbered(String, i64),
 }
 
-/// Candidates for the cohort.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct CandidateBatch {
     /// In the order of arrival.

@@ -32,7 +32,6 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(2);
 pub enum AnyConnection {
     /// The embedded engine.
     Sqlite(SqliteConnection),
-    /// PostgreSQL.
     #[cfg(feature = "database-servers")]
     Postgres(PgConnection),
     /// MySQL or MariaDB.
@@ -115,7 +114,6 @@ pub(super) enum ConnectError {
 }
 
 impl Engine {
-    /// Connects.
     pub(super) fn connect(&self, manager: &Manager) -> Result<AnyConnection, ConnectError> {
         use diesel::ConnectionError::InvalidConnectionUrl;
         manager.connect().map_err(|error| {
@@ -238,7 +236,6 @@ fn with_timeouts(url: &str, connect_timeout: Duration) -> String {
 
 pub(super) type Pool = r2d2::Pool<Manager>;
 
-/// The purpose of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Any,

@@ -35,7 +35,6 @@ pub struct NewDetection {
     pub claimed_at: Option<Micros>,
     /// When the image arrived.
     pub received_at: Micros,
-    /// The camera.
     pub camera_id: String,
     /// The camera's location.
     pub location: String,
@@ -155,20 +154,16 @@ impl From<Row> for StoredDetection {
 
 /// A camera at a location.
 pub struct CameraPlace {
-    /// The camera.
     pub camera_id: String,
-    /// The location.
     pub location: String,
     /// The time of the last detection there.
     pub last_seen: Micros,
 }
 
-/// The last detection of a person.
 #[derive(Queryable)]
 pub struct LastSeen {
     /// The camera's location.
     pub location: String,
-    /// The camera.
     pub camera_id: String,
     /// The time of capture that counts.
     pub captured_at: Micros,

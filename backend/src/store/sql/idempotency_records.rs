@@ -67,7 +67,7 @@ pub struct Upload {
 
 /// The images of a request.
 pub struct NewUploads {
-    /// The call.
+    /// The call that sent them.
     pub call: IdempotentCall,
     /// Predictions of each face in the response; the faces of `uploads` have no more.
     pub top_k: usize,
@@ -75,7 +75,7 @@ pub struct NewUploads {
     pub fusion: Option<Fusion>,
     /// Whether detections of unknown faces keep their embedding.
     pub keep_unknown_embeddings: bool,
-    /// The camera.
+    /// Id of the camera that captured them.
     pub camera_id: String,
     /// The camera's location.
     pub location: String,
@@ -87,7 +87,7 @@ pub struct NewUploads {
     pub embedder: &'static str,
     /// The model that identified the faces.
     pub model_version: Option<i64>,
-    /// The images.
+    /// The images, in the order of the request.
     pub uploads: Vec<Upload>,
 }
 

@@ -34,7 +34,6 @@ pub enum CancelOutcome {
 /// The response to a progress report of a running job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JobDirective {
-    /// Continue.
     Continue,
     /// Stop: the job was cancelled.
     Cancel,

@@ -36,7 +36,6 @@ pub enum Lease {
 }
 
 impl Lease {
-    /// All leases.
     pub const ALL: [Self; 7] =
         [Self::Trainer, Self::Dataset, Self::Outbox, Self::Sweep, Self::Retain, Self::Cohort, Self::Unknowns];
 

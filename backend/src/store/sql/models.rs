@@ -19,7 +19,6 @@ use crate::{
     store::StoreError,
 };
 
-/// The row of a model.
 #[derive(Debug, Clone, Queryable, Selectable)]
 #[diesel(table_name = models)]
 pub struct ModelRow {
@@ -27,7 +26,6 @@ pub struct ModelRow {
     pub version: i64,
     /// The network whose embeddings it takes.
     pub embedder: String,
-    /// The key of its blob.
     pub blob_key: String,
     /// SHA-256 of its bytes, hexadecimal.
     pub sha256: String,
@@ -47,7 +45,6 @@ pub struct ModelRow {
 pub struct NewModel {
     /// The network whose embeddings it takes.
     pub embedder: &'static str,
-    /// The key of its blob.
     pub blob_key: String,
     /// SHA-256 of its bytes, hexadecimal.
     pub sha256: String,

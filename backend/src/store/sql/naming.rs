@@ -30,7 +30,6 @@ const FULL_SIZE: f32 = 112.0;
 /// An unknown person who became an enrolled one.
 #[derive(Debug)]
 pub struct NamedUnknown {
-    /// The person.
     pub person: Person,
     /// The person did not exist before.
     pub is_new: bool,

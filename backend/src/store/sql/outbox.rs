@@ -21,7 +21,6 @@ pub struct NewMessage<'a> {
     pub person_id: Option<i64>,
     /// Probability of the most probable person, 0 to 1.
     pub confidence: Option<f32>,
-    /// The camera.
     pub camera_id: &'a str,
     /// The camera's location.
     pub location: &'a str,
@@ -31,7 +30,6 @@ pub struct NewMessage<'a> {
     pub request_id: Option<&'a str>,
 }
 
-/// A message in the outbox.
 #[derive(Queryable)]
 pub struct Message {
     /// Row id.
@@ -42,7 +40,6 @@ pub struct Message {
     pub face_id: Option<String>,
     /// Probability of the most probable person, 0 to 1.
     pub confidence: Option<f32>,
-    /// The camera.
     pub camera_id: String,
     /// The camera's location at that time.
     pub location: String,

@@ -29,9 +29,7 @@ use crate::{
 /// Begins `blob_key` of an image that has no picture, only an embedding; its id follows.
 pub(super) const IMAGES_WITHOUT_PICTURES: &str = "none/";
 
-/// A person in a list.
 pub struct PersonRow {
-    /// The person.
     pub person: Person,
     /// The time of enrolment.
     pub created_at: Micros,
@@ -182,11 +180,9 @@ pub struct NewEmbedding {
 /// A reference to an enrolled image and its blob.
 #[derive(Debug, Clone)]
 pub struct EnrolledImage {
-    /// The image's id.
     pub id: String,
     /// Row id of the person.
     pub person: i64,
-    /// The key of its blob.
     pub blob_key: String,
     /// The box of the enrolled face: left, top, right, bottom in pixels of the upright image; `None` for an image from before
     /// boxes were stored.
@@ -207,9 +203,7 @@ pub fn has_picture(blob_key: &str) -> bool {
 
 /// An image with its person, embeddings and similar images.
 pub struct ImageDetails {
-    /// The image.
     pub row: ImageRow,
-    /// The key of its blob.
     pub blob_key: String,
     /// The person it is enrolled under.
     pub person: Person,
@@ -230,11 +224,9 @@ pub struct PendingErasure {
 /// An image with its embedding, for a training.
 #[derive(Clone)]
 pub struct TrainingImage {
-    /// The image's id.
     pub id: String,
     /// Row id of the person.
     pub person: i64,
-    /// The embedding.
     pub embedding: Vec<f32>,
 }
 

@@ -17,7 +17,6 @@ use crate::{
 /// An image that is nearly the same picture as another one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SimilarImage {
-    /// The id of the image.
     pub image_id: String,
     /// The person it is enrolled under.
     pub person: Person,

@@ -44,7 +44,7 @@ pub struct Fusion {
 
 /// The track of an image, and which of its faces it is of.
 pub struct TrackedFace {
-    /// The track.
+    /// The edge's reference to the track.
     pub track: TrackRef,
     /// The face, an index.
     pub face: usize,

@@ -42,7 +42,6 @@ pub struct StoredClusters {
     pub separate: Vec<(i64, i64)>,
 }
 
-/// New unknown faces.
 pub struct NewFaces {
     /// Those with an embedding by the embedder that are in no cluster, by row id.
     pub faces: Vec<UnknownFace>,

@@ -15,7 +15,6 @@ const BLUR: f32 = 1.2;
 /// Amplitude of the sensor noise, levels.
 const NOISE: i16 = 5;
 
-/// Paints the backdrop.
 pub fn paint([width, height]: [u32; 2], rng: &mut SeededRng) -> RgbImage {
     let mut walls = [[0_u8; 3]; HOUSES as usize];
     for channel in walls.iter_mut().flatten() {

@@ -33,7 +33,6 @@ pub struct Cast {
     pub passed_over: Vec<PassedOver>,
 }
 
-/// A person of the crowd.
 #[derive(Debug)]
 pub struct Person {
     /// Name of the folder; none for a stranger.
@@ -47,7 +46,6 @@ pub struct Person {
 pub struct Candidate {
     /// As [`Person::name`].
     pub name: Option<String>,
-    /// Their photographs.
     pub photographs: Vec<PathBuf>,
 }
 

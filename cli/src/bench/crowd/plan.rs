@@ -44,7 +44,6 @@ const DENSITY_TOLERANCE: f64 = 0.01;
 pub struct Walker {
     /// Number in the ground truth.
     pub id: usize,
-    /// Index of the person.
     pub person: usize,
     /// Index of the first photograph, modulo their number.
     first_pose: usize,

@@ -21,11 +21,9 @@ pub struct GroundTruthWriter {
 /// Totals of a complete file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counts {
-    /// Walkers.
     pub walkers: usize,
     /// Faces in all frames together.
     pub faces: u64,
-    /// Frames.
     pub frames: u64,
 }
 

@@ -12,7 +12,6 @@ use anyhow::{Context, Result, bail};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use serde::{Deserialize, Serialize};
 
-/// All entries.
 #[derive(Debug)]
 pub struct Manifest {
     /// Entries in the order of the manifest.
@@ -42,7 +41,6 @@ pub struct Entry {
     pub files: Vec<Asset>,
 }
 
-/// Kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -100,9 +98,7 @@ pub struct Package {
     pub registry: Registry,
     /// Specifier for the registry's client: `name==version`, `name@version`.
     pub spec: String,
-    /// Name.
     pub name: String,
-    /// Version.
     pub version: String,
     /// Pinned hash; none for wheels, which differ between architectures and interpreters.
     pub pin: Option<Pin>,
