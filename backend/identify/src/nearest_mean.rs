@@ -246,8 +246,8 @@ fn mean(samples: &[Sample], of: &[usize]) -> Result<Vec<f32>, IdentifyError> {
 }
 
 /// Fits the slope of the probabilities: that of [`SLOPES`] with the least logarithmic loss on samples that are held out of their
-/// person's mean, against the means of other people, each of whom stands for as many as there are more of them. People with
-/// one sample have none to hold out. Also returns the share of those samples to which another person is nearer.
+/// person's mean, against the means of some other people, weighted so that they stand for all others. People with one sample
+/// have none to hold out. Also returns the share of those samples to which another person is nearer.
 fn fit_slope(
     samples: &[Sample],
     people: &[Person<'_>],

@@ -382,7 +382,7 @@ struct Evidence<'a> {
     /// The scores of the cohort.
     strangers: ScoreSample,
     table: Option<ShiftedTable<'a>>,
-    /// The scores of each sample to the nearest of the others, where they have to do.
+    /// The scores of each sample to the nearest other person, if there is no other evidence.
     gallery: Option<ScoreSample>,
 }
 
