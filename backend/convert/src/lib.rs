@@ -137,7 +137,7 @@ fn finish(part: &Path, original: &fs::Metadata) -> io::Result<()> {
 pub fn is_converted(published: &Path, safetensors: &Path) -> bool {
     let modified = |file: &Path| file.metadata().and_then(|file| file.modified()).ok();
     let is_current = modified(published).is_some_and(|time| modified(safetensors) == Some(time));
-    // Of a mapped file, this compares the header with the length.
+    // Reading a mapped file compares the header with the length.
     is_current && Weights::read(safetensors).is_ok()
 }
 

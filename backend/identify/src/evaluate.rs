@@ -34,7 +34,8 @@ pub struct RocPoint {
     pub tar: f64,
 }
 
-/// Where as many pairs of different people are accepted as pairs of the same person are rejected.
+/// The point at which the shares of accepted pairs of different people and of rejected pairs of the same person are
+/// equal.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EqualErrorRate {
     /// The rate of both, 0..=1.

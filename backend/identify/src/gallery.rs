@@ -61,7 +61,8 @@ impl Gallery for Scan {
 
     fn search(&self, embedding: &[f32], top_k: usize, slope: f32) -> Neighbours {
         let coarse = self.quantised.query(embedding);
-        // Who is farther below the k-th best has a smaller cosine than those k even if both errors are as great as can be.
+        // People farther below the k-th best have a smaller cosine than those k even if both errors are at their
+        // maximum.
         let mut best = TopK::with_margin(top_k, 2.0 * coarse.error());
         let mut sum = LogSum::new(slope);
         self.quantised.scan(&coarse, |first, products, highest| {

@@ -44,7 +44,7 @@ const SLOPES: [f32; 13] = [1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 2.75, 3.0, 3.25
 pub struct NearestMean {
     gallery: Arc<dyn Gallery>,
     slope: f32,
-    /// Of each person's samples.
+    /// A digest of each person's samples.
     digests: Vec<u64>,
 }
 
@@ -359,7 +359,7 @@ mod tests {
         };
         let slopes = [0.7, 1.2, 1.8].map(slope);
         assert!(slopes.is_sorted_by(|a, b| a >= b) && slopes[0] > slopes[2], "{slopes:?}");
-        // Of one photograph each nothing can be held out.
+        // With one photograph each, nothing can be held out.
         let lone = [sample("a", [1.0, 0.0, 0.0]), sample("b", [0.0, 1.0, 0.0])];
         let trained = NearestMean::train(&lone, None, &|_| ControlFlow::Continue(())).unwrap();
         assert_eq!(trained.classifier.slope, DEFAULT_SLOPE * 3.0_f32.sqrt());

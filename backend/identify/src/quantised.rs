@@ -74,7 +74,7 @@ impl Quantised {
 
     /// Quantises an L2-normalised embedding for [`scan`](Self::scan); the rows are L2-normalised too.
     pub(crate) fn query(&self, embedding: &[f32]) -> QuantisedQuery {
-        // So fine that no sum of products leaves 32 bits.
+        // As fine as possible without a sum of products that overflows 32 bits.
         let terms = i32::try_from(self.stride).unwrap_or(i32::MAX).saturating_mul(MAX_COMPONENT.into());
         let limit = i16::try_from(i32::MAX / terms).unwrap_or(i16::MAX);
         let scale = largest(embedding) / f32::from(limit);

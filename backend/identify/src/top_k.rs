@@ -91,7 +91,7 @@ fn best_first(a: &(f64, usize), b: &(f64, usize)) -> Ordering {
 pub(crate) struct Softmax {
     best: TopK,
     highest: f64,
-    /// Of `exp(logarithm - highest)`.
+    /// The sum of `exp(logarithm - highest)`.
     sum: f64,
 }
 

@@ -59,7 +59,7 @@ fn strangers_are_unknown_and_enrolled_people_known_in_at_least_95_of_100_searche
         let mut answers: Vec<(Option<&str>, Identification)> = Vec::new();
         for (person, photos) in &people {
             let known = enrolled.contains(&person);
-            // Of those enrolled only the photographs that were not trained on.
+            // Enrolled people are searched for only with photographs that were not trained on.
             for photo in photos.iter().skip(if known { 5 } else { 0 }) {
                 let answer = model.identify(photo, THRESHOLD, usize::MAX).expect("an answer");
                 assert_eq!(

@@ -166,7 +166,7 @@ fn the_nearest_people_of_many_embeddings_are_those_of_each() {
         let answer = model.identify(photo, THRESHOLD, 1).expect("an answer");
         assert_eq!(*nearest, Some((person, answer.score.expect("a score"))));
     }
-    // Without their own.
+    // The nearest without each photograph's own person.
     let own: Vec<Option<usize>> = (0..photos.len()).map(Some).collect();
     for (person, other) in model.nearest(&photos, &own).expect("right embeddings").iter().enumerate() {
         let (other, cosine) = other.expect("nine others");

@@ -26,7 +26,7 @@ pub struct Manifest {
     pub program: String,
     /// The time of the backup, RFC 3339.
     pub created_at: String,
-    /// Of the database: `sqlite`, `postgresql` or `mysql`.
+    /// The database's engine: `sqlite`, `postgresql` or `mysql`.
     pub engine: String,
     /// The versions of the database's migrations, in order.
     pub schema: Vec<String>,

@@ -95,7 +95,7 @@ mod tests {
         let range = PlausibleRange::new(Duration::ZERO, Duration::ZERO);
         assert_eq!(range.resolve(None, NOW), CaptureTime { captured_at: NOW, claimed_at: None });
         let widest = PlausibleRange::new(Duration::MAX, Duration::MAX);
-        // Of the years 0 to 9999, which are all that a request can say.
+        // The years 0 to 9999, the range of a request's times.
         for claimed in [-62_167_219_200 * SECOND, 0, 253_402_300_799 * SECOND] {
             assert_eq!(widest.resolve(Some(claimed), NOW).captured_at, claimed);
         }

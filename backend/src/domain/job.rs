@@ -143,11 +143,11 @@ impl From<String> for JobFailure {
 /// How a job ended.
 #[derive(Debug)]
 pub enum JobOutcome {
-    /// With a result, JSON.
+    /// Completed, with the result as JSON.
     Done(String),
-    /// With an error.
+    /// Failed, with an error.
     Failed(JobFailure),
-    /// On request.
+    /// Cancelled on request.
     Cancelled,
 }
 

@@ -205,8 +205,9 @@ impl UnknownTrack {
         runs
     }
 
-    /// Has faces without a row of a track be of no track where several were captured at the same time under the same track id:
-    /// they are of one picture, and it is not known which of them the track is of. Detections of older versions have no rows.
+    /// Removes the track id from faces without a row of a track if several were captured at the same time under the same track
+    /// id: they are of one picture, and it is unknown which of them belongs to the track. Detections of older versions have no
+    /// rows.
     fn separate_faces_of_one_picture(faces: &mut [UnknownFace]) {
         let picture = |face: &UnknownFace| {
             let track_id = face.track_id.filter(|_| face.track_row.is_none())?;

@@ -88,7 +88,7 @@ pub struct RecognitionResult {
     pub images: Vec<Result<ImageResult, DecodeError>>,
     /// From the request's arrival until a worker started its first image.
     pub queued: Duration,
-    /// From then to the result.
+    /// From the start of its first image to the result.
     pub processed: Duration,
 }
 
@@ -198,7 +198,7 @@ impl Recogniser {
         if waiting > 0 && self.throughput.time_for(waiting) > self.budget {
             return Err(self.busy(Rejection::QueueSlow));
         }
-        // So is one that is larger than the queue.
+        // A request that is larger than the queue is accepted if it has the queue to itself.
         let size = u32::try_from(images.len()).unwrap_or(u32::MAX).min(self.capacity);
         let permit = Arc::clone(&self.permits)
             .try_acquire_many_owned(size)

@@ -269,7 +269,7 @@ impl JobExecutor {
         let pairs = Arc::clone(&self.pairs);
         let (images, conflicts) =
             blocking(move || split_conflicts(images, &pairs, same_picture, &progress)).await??;
-        // Also where the training fails: they may be the reason.
+        // Conflicts are stored also if the training fails, since they may be the reason.
         self.store_conflicts(&conflicts.pairs).await?;
         let cohort_embedder = CohortEmbedder::of(self.pipeline.embedder());
         let images = Arc::new(images);

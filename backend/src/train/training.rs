@@ -122,7 +122,7 @@ pub fn fit(
     let row = |label: &str| label.parse().map_err(|_| JobError::Internal("a label that is no row id".into()));
     let people = model.labels().iter().map(row).collect::<Result<_, _>>()?;
     let bytes = model.to_bytes();
-    // From the bytes that every replica will read.
+    // Tests the bytes that every replica will read.
     load_tested(&bytes)?;
     Ok(TrainedModel { bytes, people, images: samples.len(), calibration })
 }

@@ -125,7 +125,7 @@ async fn send(
                 }
                 bar.inc(images.len().try_into()?);
                 report.images.extend(images);
-                // Of two requests at a time, the one that is sent first may be counted last.
+                // With two concurrent requests, the one sent first may be counted last.
                 report.total = report.total.max(total);
             }
             Err(error) => {
@@ -185,7 +185,7 @@ type Picture = (String, Result<Bytes, (UploadOutcome, Option<String>)>);
 struct Batches<'a> {
     pictures: std::slice::Iter<'a, PathBuf>,
     size: usize,
-    /// Of the files so far.
+    /// Digests of the files so far.
     digests: HashSet<String>,
     /// A picture for which the last request had no room.
     next: Option<Picture>,

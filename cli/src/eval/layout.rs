@@ -254,7 +254,7 @@ mod tests {
         let folder =
             tree(&["gallery/a/1.jpg", "gallery/b/2.jpg", "probe/a/3.jpg", "probe/b/4.jpg", "probe/c/5.jpg"]);
         let layout = Layout::read(folder.path(), None, None, 1).unwrap();
-        // Of b nothing can be enrolled, so its probe says nothing; c is a stranger.
+        // No photograph of b can be enrolled, so its probe does not count; c is a stranger.
         let assignment = layout.assign(vec![with(1), with(2), with(1), with(1), with(1)]);
         assert_eq!(named(&assignment.gallery), ["1"]);
         assert_eq!(named(&assignment.probes), ["3", "5"]);

@@ -58,7 +58,7 @@ fn draw(
     let mut steps: Vec<(f64, f64)> = Vec::new();
     for point in roc.iter().filter(|point| point.far > 0.0 || point.tar >= untouched) {
         let far = point.far.max(least);
-        // Of overlapping points only the first and the last matter.
+        // Among overlapping points, only the first and the last matter.
         match steps.as_slice() {
             [.., before, last] if same_place(before.0, far) && same_place(last.0, far) => {
                 steps.pop();

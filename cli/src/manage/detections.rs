@@ -256,7 +256,7 @@ async fn print_corrections(
     after: i64,
 ) -> Result<bool> {
     let Some(revision) = printed.revision else { return Ok(false) };
-    // Of all people: the name may have been taken away.
+    // The query covers all people, since a revision may have removed the name.
     let mut query = options.places();
     query.push(("revised_after", revision.to_string()));
     query.push(("limit", MAX_PAGE.to_string()));

@@ -133,7 +133,8 @@ impl<'a> Fetcher<'a> {
 struct Candidate(PathBuf);
 
 impl Candidate {
-    /// Has a fixed name, so that a leftover of a killed process is overwritten.
+    /// Returns the candidate beside `target`. Its name is fixed, so that it overwrites the leftover of a killed
+    /// process.
     fn beside(target: &Path) -> Self {
         Self(target.with_added_extension("new"))
     }

@@ -69,7 +69,7 @@ pub fn fetch(manifest: &Manifest, wanted: &[&Entry], folders: &Folders, request:
         println!("{:<20} is fetched instead of {}", fallback.name, fallback.fallback_for.join(", "));
         missing.extend(fetch_entry(fallback, folders, &mut fetcher));
     }
-    // Also weights that are not wanted, such as an optional embedder's that an earlier version fetched.
+    // Converts unselected weights, too, such as an optional embedder's that an earlier version fetched.
     let has_networks = wanted.iter().any(|entry| matches!(entry.kind, Kind::Embedder | Kind::Mtcnn));
     let converted = !has_networks || convert_fetched(&folders.dir);
     if missing.is_empty() {

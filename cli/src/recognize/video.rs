@@ -314,7 +314,7 @@ impl<'a> Recognition<'a> {
         let parallel = usize::from(self.options.parallel);
         // A recording waits for a slow server: the pipeline blocks.
         let mut received = false;
-        // After a failure nothing is sent any more.
+        // After a failure, nothing more is sent.
         let is_urgent = self.live || self.player.has_failed();
         if is_urgent || self.waiting.is_empty() {
             let wait =

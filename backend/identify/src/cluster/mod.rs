@@ -187,7 +187,7 @@ impl Clusters {
                     near.push(*id);
                 }
             });
-            // Of these, the product with a track is another one now.
+            // Clusters that changed within the batch, so that their products with later tracks are out of date.
             let mut touched = BTreeSet::new();
             for (track, near) in batch.iter().zip(near) {
                 let near: BTreeSet<i64> = near.into_iter().chain(touched.iter().copied()).collect();

@@ -315,7 +315,7 @@ impl<'a> Gallery<'a> {
             let Some(embedding) = units.get(sample) else { continue };
             let rest: Vec<f32> =
                 sum.iter().zip(embedding).map(|(sum, value)| to_f32(sum - f64::from(*value))).collect();
-            // Without a direction where there are no others, or they cancel out.
+            // The rest has no direction if there are no other samples, or if they cancel out.
             let has_direction = dot(&rest, &rest) >= MIN_LENGTH * MIN_LENGTH;
             let rest = has_direction.then(|| normalised(&rest, String::new).ok()).flatten();
             let own = rest.map(|rest| to_f32(dot(&rest, embedding).clamp(-1.0, 1.0)));
@@ -742,7 +742,7 @@ mod tests {
         let rate = named(&samples, &strangers, calibration.threshold);
         assert!(rate < 0.03, "{rate} at {}", calibration.threshold);
         assert!(calibration.threshold > unshifted + 0.05, "{} and {unshifted}", calibration.threshold);
-        // Where nothing of all that is known, the fixed threshold would do this.
+        // The fixed threshold would name more than half of the strangers.
         assert!(named(&samples, &strangers, DEFAULT) > 0.5);
     }
 
@@ -868,7 +868,7 @@ mod tests {
     #[test]
     fn each_image_is_compared_with_the_mean_of_the_persons_others() {
         let mut people = World::new(14, 0.0).people(3, 5);
-        // Of another length, and two that cancel out.
+        // One embedding has another length, and two cancel out.
         people[1][2].iter_mut().for_each(|value| *value *= 7.0);
         people[2].truncate(2);
         let opposite: Vec<f32> = people[2][0].iter().map(|value| -value).collect();

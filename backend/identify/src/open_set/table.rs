@@ -58,7 +58,7 @@ impl GallerySize {
 
     fn scaled_rate(self, table: &ImpostorTable, threshold: f64, scale: f64) -> f64 {
         let rejected = |people: usize, rows| {
-            // Only where there are any: zero people times the logarithm of zero is no number.
+            // Zero people times the logarithm of zero would be NaN.
             if people == 0 {
                 return 0.0;
             }

@@ -81,7 +81,7 @@ impl Tail {
                 / m;
         let shape = 2.0 - mean / (mean - 2.0 * weighted);
         let shape = if shape.is_finite() { shape.clamp(-MAX_SHAPE, MAX_SHAPE) } else { 0.0 };
-        // Of this shape, with the mean of the sample.
+        // The distribution of this shape that has the mean of the sample.
         Some(Self { start, share: m / n as f64, shape, scale: mean * (1.0 - shape) })
     }
 

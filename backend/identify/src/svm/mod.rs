@@ -57,14 +57,14 @@ pub struct LinearSvm {
     /// Normal vectors, `[classes, dimensions]`.
     normals: Matrix,
     offsets: Vec<Offset>,
-    /// Of a model trained by coordinate descent.
+    /// The history of a model trained by coordinate descent.
     history: Option<History>,
 }
 
 /// Converts the product of an embedding and a class' normal vector into the logarithm of a probability.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Offset {
-    /// Of the hyperplane.
+    /// The bias of the hyperplane.
     bias: f64,
     calibration: Calibration,
 }

@@ -51,7 +51,7 @@ fn embed(pictures: &[PathBuf], models: &Path) -> Vec<Option<Vec<f32>>> {
     let one = |picture: &Path| {
         let image =
             decode_image(&fs::read(picture).expect("a file"), &DecodeLimits::default()).expect("a picture");
-        // Who a photograph of Labeled Faces in the Wild is of stands in its middle.
+        // The person that a photograph of Labeled Faces in the Wild is named for is in its middle.
         let off = |face: &Face| {
             let b = face.bounding_box;
             (b.left + b.right - image.width() as f32).hypot(b.top + b.bottom - image.height() as f32)

@@ -54,7 +54,7 @@ pub(super) struct Name {
 pub struct NameChanges {
     /// People whose Face ID was normalised or trimmed.
     pub normalised: usize,
-    /// Of those, people who got a number after their name, since another person has the same one.
+    /// Those of them who got a number after their name, since another person has the same one.
     pub numbered: usize,
     /// People who keep a name that equals an older person's by the rule.
     pub sharing: usize,

@@ -35,7 +35,7 @@ pub struct NamedUnknown {
     pub is_new: bool,
     /// Images that were enrolled.
     pub images: usize,
-    /// Of those, images with a picture.
+    /// The number of those images that have a picture.
     pub pictures: usize,
     /// Detections that have the name now.
     pub detections: usize,
@@ -255,7 +255,7 @@ pub(super) fn put_name(
     // Nor does the cohort of strangers keep a copy.
     cohort::erase_of_detections(connection, faces)?;
     for faces in faces.chunks(MAX_VARIABLES) {
-        // No model said so: the probability and the score were those of others.
+        // No model decided this: the stored probability and score belong to other people.
         diesel::update(detections::table.filter(detections::id.eq_any(faces)))
             .set((
                 detections::person_id.eq(Some(person)),

@@ -424,7 +424,7 @@ pub(super) fn end_of_detections(
     connection: &mut AnyConnection,
     faces: &[i64],
 ) -> Result<Vec<i64>, StoreError> {
-    // In the order in which requests lock them.
+    // Sorted, as requests lock tracks in this order.
     let mut rows: BTreeSet<(Option<String>, i64)> = BTreeSet::new();
     for faces in faces.chunks(MAX_VARIABLES) {
         let of_faces = detections::table.inner_join(tracks::table).filter(detections::id.eq_any(faces));

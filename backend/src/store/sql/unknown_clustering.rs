@@ -415,7 +415,7 @@ fn earlier_track(
         .first::<(i64, Micros, Option<i64>)>(connection)
         .optional()?;
     let Some((latest, latest_at, Some(cluster))) = latest else { return Ok(None) };
-    // Of several faces of a picture, it is not known which one the track is of.
+    // If a picture has several faces, it is unknown which one belongs to the track.
     let faces_of_both: i64 = detections::table
         .filter(detections::camera_id.eq(&face.camera_id))
         .filter(detections::captured_at.eq_any([face.captured_at, latest_at]))

@@ -502,10 +502,11 @@ fn summary(connection: &mut AnyConnection, row: i64) -> Result<Option<ClusterSum
 /// Another transaction may take detections out of the cluster at the same time. Where this one has read nothing before, it does
 /// not miss that; otherwise it has to mark the cluster as changed afterwards.
 pub(super) fn summarise(connection: &mut AnyConnection, row: i64) -> Result<(), StoreError> {
-    // Written before anything is read: waits for transactions whose detections leave, and later ones mark it again.
+    // The write precedes all reads: it waits for transactions that take detections out of the cluster; later ones mark
+    // the cluster again.
     diesel::update(unknowns::table.find(row)).set(unknowns::changed.eq(false)).execute(connection)?;
     let Some(summary) = summary(connection, row)? else {
-        // Of faces without a direction, if of any: no track has them.
+        // The cluster has no faces, or only faces without a direction, which belong to no track.
         release(connection, row)?;
         diesel::delete(unknowns::table.find(row)).execute(connection)?;
         return Ok(());
