@@ -263,7 +263,7 @@ mod tests {
         assert_eq!((indices(&second), second.on_all_threads), (vec![3], false));
         drop(first);
         let third = queue.next_batch(16).unwrap();
-        // Another is still busy.
+        // Another worker is still busy.
         assert_eq!((indices(&third), third.on_all_threads), (vec![4], false));
         drop((second, third));
         let _alone = push(&queue, 1);

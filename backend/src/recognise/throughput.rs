@@ -18,7 +18,7 @@ impl ThroughputEstimator {
         let done = u64::try_from(images.saturating_mul(parallel_workers)).ok();
         let Some(sample) = done.and_then(|n| micros(took).checked_div(n)) else { return };
         let average = |before| Some(if before == 0 { sample } else { (before * 7 + sample) / 8 });
-        // Always written: `average` never declines.
+        // The update never fails: `average` always returns a value.
         let _ = self.micros_per_image.fetch_update(Ordering::Relaxed, Ordering::Relaxed, average);
     }
 

@@ -92,7 +92,7 @@ impl Blobs {
         Ok(Self { store: Arc::new(PrefixStore::new(store, prefix)) })
     }
 
-    /// Returns the folder of a `file://` URL; `None` of other URLs.
+    /// Returns the folder of a `file://` URL; `None` for other URLs.
     ///
     /// # Errors
     /// The text is no URL, or the folder is on another machine.
@@ -105,7 +105,8 @@ impl Blobs {
         format!("people/{person}/{image}")
     }
 
-    /// Returns the key of a picture of an unknown face. Beside those of people: an image takes it over when the face is named.
+    /// Returns the key of a picture of an unknown face. The key lies beside those of people, since an image takes it
+    /// over when the face is named.
     pub fn unknown_picture_key(id: &str) -> String {
         format!("people/unknown/{id}")
     }

@@ -55,7 +55,7 @@ async fn write(blobs: &Blobs, erasure: &Erasure) -> Result<(), StoreError> {
     let bytes = serde_json::to_vec(&entry)
         .map_err(|error| StoreError::Damaged(format!("an entry of the ledger of erasures: {error}")))?;
     match blobs.put(&format!("{FOLDER}/{}", erasure.digest), Bytes::from(bytes)).await {
-        // Another process wrote the same.
+        // Another process wrote the same entry.
         Err(StoreError::Blob(object_store::Error::AlreadyExists { .. })) => Ok(()),
         outcome => outcome,
     }

@@ -249,12 +249,12 @@ async fn delete(
 ) -> Result<bool, StoreError> {
     let age = i64::try_from(max_age.as_micros()).unwrap_or(i64::MAX);
     let cutoff = now.saturating_sub(age);
-    // Few enough for one transaction; uploaded ones stay until they are erased.
+    // The rows fit one transaction; uploaded ones stay until they are erased.
     let old =
         CohortFilter { source: Some(CohortSource::Camera), before: Some(cutoff), ..CohortFilter::default() };
     deleted.cohort = database.erase_cohort(old).await?;
     let Deleted { detections, tracks, idempotency_records, .. } = deleted;
-    // Tracks after their detections.
+    // Deletes tracks after their detections.
     Ok(in_batches(database, holder, detections, || database.delete_detections_before(cutoff, BATCH)).await?
         && in_batches(database, holder, tracks, || database.delete_tracks_before(cutoff, BATCH)).await?
         && in_batches(database, holder, idempotency_records, || {
@@ -264,7 +264,7 @@ async fn delete(
 }
 
 /// Calls `change`, which changes a batch of rows and returns how many, until it changes none; counts them in `changed`. Returns
-/// whether nothing is left; `false` where another process has taken over, which does the rest.
+/// whether nothing is left; `false` if another process has taken over and does the rest.
 async fn in_batches<Change: Future<Output = Result<usize, StoreError>>>(
     database: &Database,
     holder: &str,

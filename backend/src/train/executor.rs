@@ -165,7 +165,7 @@ impl JobExecutor {
             }
             JobKind::GenerateEmb => {
                 let result = self.recompute_embeddings(running).await;
-                // Also after a failure; a lease that is lost stays with its new holder.
+                // The lease is released also after a failure; a lost one stays with its new holder.
                 let released = self.database.release_lease(Lease::Dataset, &job.id).await;
                 let result = result?;
                 released?;

@@ -159,7 +159,7 @@ impl Trainer {
 
     async fn next_job(&self) -> Result<Option<Job>, StoreError> {
         let Shared { database, options, holder, .. } = &*self.shared;
-        // A look costs less than acquiring the lease.
+        // Looking for jobs costs less than acquiring the lease.
         if !database.has_open_jobs().await?
             || !database.acquire_lease(Lease::Trainer, holder, options.lease).await?
         {

@@ -116,7 +116,8 @@ impl PairFinder {
 /// Finds the pairs of samples of different people with at least one new sample and a cosine of at least `threshold`;
 /// embeddings have length 1. Returns `None` as soon as `go_on` returns false.
 ///
-/// Compares all of these pairs. For most, a few components suffice: the squared distance, 2 - 2 cos, only grows with each.
+/// Compares all of these pairs. For most, a few components suffice, since the squared distance, 2 - 2 cos, grows with
+/// each component.
 fn same_pictures(
     samples: &[(i64, &[f32])],
     is_new: &[bool],
@@ -128,7 +129,7 @@ fn same_pictures(
     let blocks: Vec<Block> = samples.par_chunks(LANES).map(Block::new).collect();
     let is_new = |position: usize| is_new.get(position).is_some_and(|new| *new);
     let new: Vec<usize> = (0..samples.len()).filter(|position| is_new(*position)).collect();
-    // New ones before these have been compared with them.
+    // If all samples are new, earlier ones were already compared with these.
     let first_block = |position: usize| if new.len() == samples.len() { position / LANES } else { 0 };
     let of_some = |positions: &[usize]| {
         let head = |position: &usize| {
@@ -262,7 +263,7 @@ mod tests {
             let copied = vectors[usize::try_from(person - 100).unwrap()].1.clone();
             vectors.push((person, at(cosine, &copied, &mut random)));
         }
-        // The same person's own copy is none.
+        // A copy of the same person's image is no pair.
         vectors.push((5, vectors[5].1.clone()));
         let samples: Vec<(i64, &[f32])> = vectors.iter().map(|(person, v)| (*person, v.as_slice())).collect();
         let pairs = same_pictures(&samples, &vec![true; samples.len()], 0.98, &|| true).unwrap();

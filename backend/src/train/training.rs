@@ -74,7 +74,7 @@ pub struct ConflictingPair {
     pub similarity: f32,
 }
 
-/// Trains a model of the images and calibrates its threshold. Blocks.
+/// Trains a model on the images and calibrates its threshold. Blocks.
 ///
 /// # Errors
 /// The images cannot be trained on, or `progress` says to stop.

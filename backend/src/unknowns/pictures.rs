@@ -24,8 +24,8 @@ const BATCH: i64 = 500;
 /// Limits the images that are decoded at the same time: each takes up to three bytes per pixel.
 static DECODING: Semaphore = Semaphore::const_new(2);
 
-/// Stores the pictures of an image's unknown faces. Returns one for each face; `None` for a known one, and where the picture
-/// cannot be stored: the detection counts more.
+/// Stores the pictures of an image's unknown faces. Returns one for each face; `None` for a known one, and if the picture
+/// cannot be stored, which must not fail the detection.
 pub async fn keep(
     blobs: &Blobs,
     image: Bytes,
@@ -44,7 +44,7 @@ pub async fn keep(
     };
     let permit = DECODING.acquire().await;
     let pictures = tokio::task::spawn_blocking(move || {
-        // Until the end, also where the call is dropped meanwhile.
+        // The permit is held until the work ends, also if the caller is dropped meanwhile.
         let _permit = permit;
         cut()
     });
@@ -75,7 +75,7 @@ async fn store(blobs: &Blobs, bytes: Vec<u8>) -> Option<NewPicture> {
 fn cut(image: &RgbImage, [left, top, right, bottom]: [f32; 4]) -> Option<Vec<u8>> {
     let margin = (right - left).max(bottom - top) * MARGIN;
     let pixel = |value: f32, max: u32| {
-        // Saturates, and a value that is no number is 0.
+        // The cast saturates; NaN becomes 0.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "pixels of the image")]
         let value = value as u32;
         value.min(max)

@@ -29,7 +29,8 @@ const LEASE_RETRIES: u32 = 300;
 const LEASE_RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// Clusters whose tracks are read together.
 const CLUSTERS: usize = 200;
-/// Tracks that are compared with each other. Of more, the older ones stay together as they are: time grows with the square.
+/// Maximum number of tracks that are compared with each other. Beyond it, older ones keep their clusters, since the
+/// time grows with the square.
 const MAX_UNITS: usize = 100_000;
 
 /// The result of a clustering of all unknown faces.
@@ -142,7 +143,7 @@ async fn attempt(
         tokio::select! {
             plan = &mut planned => break plan.map_err(|_| ReclusteringError::Interrupted)??,
             _ = renewals.tick() => {
-                // The transaction that stores the result finds out.
+                // If the lease is lost, the transaction that stores the result fails.
                 let _ = database.renew_lease(Lease::Unknowns, holder, lease).await?;
             }
         }

@@ -78,10 +78,10 @@ impl BackupSource {
         let to = to.to_str().with_context(|| format!("{} is no Unicode", to.display()))?;
         if let AnyConnection::Sqlite(sqlite) = &mut self.connect()? {
             diesel::sql_query("VACUUM INTO ?").bind::<Text, _>(to).execute(sqlite)?;
-            // Erasures in the meantime could not empty it.
+            // The write-ahead log may have grown meanwhile: erasures could not truncate it during the copy.
             connection::truncate_wal(sqlite, CHECKPOINT_TIMEOUT)?;
         }
-        // Without the settings of a server, which would create a write-ahead log.
+        // Opened without a server's settings, which would create a write-ahead log.
         let mut copy = SqliteConnection::establish(to)?;
         copy.batch_execute("PRAGMA query_only = ON")?;
         let checked: Line =

@@ -241,7 +241,7 @@ impl Database {
                 ))
                 .load::<CandidateRow>(connection)?;
             let now = now();
-            // A time in the future is a wrong clock's: it must not stop everything after it.
+            // A time in the future comes from a wrong clock; it must not block all later candidates.
             let may_go_on = |row: &CandidateRow| (now - TRACK_GAP..=now).contains(&row.received_at);
             let mut batch = CandidateBatch::default();
             for row in rows.into_iter().take_while(|row| !may_go_on(row)) {
@@ -358,8 +358,8 @@ impl Database {
     }
 }
 
-/// Keeps other transactions that call this from going on until this one ends: of two that add the same picture, the second
-/// must find it. Transactions that add call it before they read anything.
+/// Makes other transactions that call this wait until this one ends, so that the second of two that add the same picture
+/// finds it. Transactions that add embeddings call it before they read.
 pub(super) fn lock_cohort(connection: &mut AnyConnection) -> Result<(), StoreError> {
     let row = leases::table.find(Lease::Cohort.name());
     diesel::update(row).set(leases::expires_at.eq(leases::expires_at)).execute(connection)?;
@@ -390,7 +390,7 @@ pub(super) fn insert(
 ) -> Result<(), StoreError> {
     diesel::insert_into(cohort::table)
         .values((
-            // Random: it says nothing of the face, and of the time no more than `created_at` does.
+            // The id is random: it reveals nothing about the face, and no more about the time than `created_at`.
             cohort::id.eq(Uuid::new_v4().to_string()),
             cohort::embedder.eq(embedder),
             cohort::source.eq(source.name()),
@@ -410,7 +410,7 @@ pub(super) fn erase_members(connection: &mut AnyConnection, ids: &[String]) -> R
 }
 
 /// Erases the embeddings of the cohort that may show a person: those that verification accepts for one of the person's
-/// images. Of strangers, it accepts about one in a thousand, which the cohort can do without. To be called before the
+/// images. Of strangers, it accepts about one in a thousand, which the cohort can do without. Must be called before the
 /// images are deleted. Returns how many it erased.
 pub(super) fn erase_of_person(connection: &mut AnyConnection, person_id: i64) -> Result<usize, StoreError> {
     let rows = embeddings::table
@@ -424,7 +424,7 @@ pub(super) fn erase_of_person(connection: &mut AnyConnection, person_id: i64) ->
     }
     let mut erased = 0;
     for (embedder, templates) in templates {
-        // Another version's embedder: it knows the threshold.
+        // Only the version that knows this embedder knows its threshold.
         let Ok(kind) = embedder.parse::<EmbedderKind>() else { continue };
         let threshold = kind.verification_threshold();
         let shows_person = |member: &CohortMember| {
@@ -461,8 +461,8 @@ fn is_considered(
     Ok(earlier.first::<i64>(connection).optional()?.is_some())
 }
 
-/// Erases the copies of detections' embeddings. To be called before the detections or their embeddings are deleted, and after
-/// clusters are locked. Returns how many it erased.
+/// Erases the copies of detections' embeddings. Must be called before the detections or their embeddings are deleted, and
+/// after clusters are locked. Returns how many it erased.
 pub(super) fn erase_of_detections(connection: &mut AnyConnection, ids: &[i64]) -> Result<usize, StoreError> {
     if ids.is_empty() || !is_fed_by_cameras(connection)? {
         return Ok(0);
@@ -480,7 +480,7 @@ pub(super) fn erase_of_detections(connection: &mut AnyConnection, ids: &[i64]) -
             continue;
         }
         if !is_locked {
-            // A pass that is copying them right now must not be the last.
+            // Waits for a pass that is copying these embeddings at this moment.
             lock_cohort(connection)?;
             is_locked = true;
         }

@@ -124,7 +124,7 @@ impl From<Row> for StoredDetection {
             model_version: row.model_version,
             person_id: person_row,
         };
-        // The decision of the track is not about a detection that got another name by hand.
+        // The track's decision does not apply to a detection that an administrator gave another name.
         let decided = row.track.filter(|track| track.person_id == person_row).unwrap_or(own);
         Self {
             id: row.id,
@@ -204,7 +204,7 @@ impl Database {
                 ))
                 .first::<(LastSeen, (Option<i64>, Option<f32>))>(connection)
                 .optional()?;
-            // That of all crops of the track, unless the detection got its name by hand.
+            // The confidence of all crops of the track, unless an administrator named the detection.
             let row = row.map(|(last, (decided, confidence))| LastSeen {
                 confidence: if decided == Some(person.row) { confidence } else { last.confidence },
                 ..last
@@ -254,7 +254,7 @@ impl Database {
                 } else if possible.contains(&claim) {
                     (claim, None)
                 } else {
-                    // All that is known: the detection has arrived by now.
+                    // The detection arrived at the latest now; nothing else is known.
                     (now, Some(claim))
                 };
                 diesel::update(detections::table.find(id))
@@ -432,7 +432,7 @@ impl Database {
                 }
                 _ => None,
             };
-            // The sum of its track contains its embedding.
+            // The sum of its track contains its embedding, so the track is closed.
             let tracks = track_rows::end_of_detections(connection, &[id])?;
             unknowns::leave(connection, &[id])?;
             let pictures = unknown_pictures::take(connection, &[id])?;
@@ -442,7 +442,7 @@ impl Database {
             }
             if let Some(cluster) = small {
                 unknowns::summarise(connection, cluster)?;
-                // Others may have left it since the transaction began.
+                // Other faces may have left it since the transaction began.
                 unknowns::mark_changed(connection, cluster)?;
             }
             track_rows::delete_empty(connection, &tracks)?;

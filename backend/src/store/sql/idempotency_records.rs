@@ -142,7 +142,8 @@ impl Database {
         .await
     }
 
-    /// Deletes at most `limit` records from before `cutoff`: they say who was seen, as detections do. Returns how many.
+    /// Deletes at most `limit` records from before `cutoff`: like detections, they contain who was seen. Returns how
+    /// many.
     ///
     /// # Errors
     /// The database fails.
@@ -173,8 +174,8 @@ impl Database {
             self.write(move |connection| store(connection, &new, &prepared))
         };
         let stored = match attempt().await {
-            // Another process inserted the same key after this one had looked for it, or erased a person: the second
-            // attempt sees that.
+            // Another process inserted the same key after this one's query, or erased a person: the second attempt sees
+            // that.
             Err(StoreError::Database(Error::DatabaseError(
                 DatabaseErrorKind::UniqueViolation | DatabaseErrorKind::ForeignKeyViolation,
                 _,

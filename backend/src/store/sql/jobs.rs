@@ -150,8 +150,7 @@ impl Database {
     /// Marks the oldest queued job as running and returns it, where `holder` has the trainer's lease, which is renewed for
     /// `ttl`.
     ///
-    /// Jobs that are running belong to a holder that is gone: they are queued again, and those that were started too often
-    /// fail.
+    /// Running jobs belong to a previous holder: they are queued again, and fail if they were started too often.
     ///
     /// # Errors
     /// The database fails.

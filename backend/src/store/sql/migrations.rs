@@ -29,9 +29,9 @@ const POSTGRES_LOCK: i64 = 0x6661_6365_7069_7065;
 #[cfg(feature = "database-servers")]
 const MYSQL_LOCK: &str = "CONCAT('facepipe-migrations-', DATABASE())";
 
-/// Runs the pending migrations under a lock, so that replicas may start at the same time. The lock is released with the
-/// connection, which must be closed afterwards. On SQLite, waits up to `timeout` for other writers. Returns the versions
-/// that were pending.
+/// Runs the pending migrations under a lock, so that replicas may start at the same time. The caller must close the
+/// connection afterwards, which releases the lock. On SQLite, waits up to `timeout` for other writers. Returns the
+/// versions that were pending.
 pub(super) fn migrate(connection: &mut AnyConnection, timeout: Duration) -> anyhow::Result<Vec<String>> {
     // Without pending migrations, no writer has to wait.
     if missing(connection).is_ok_and(|missing| missing.is_empty()) {

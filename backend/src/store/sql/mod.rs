@@ -229,7 +229,7 @@ impl Database {
         F: Fn(&mut AnyConnection) -> Result<T, StoreError> + Send + 'static,
     {
         self.in_transaction(Access::Read, type_name::<F>(), move |connection| {
-            // Elsewhere a transaction sees one moment by itself.
+            // On the other engines, a transaction reads one snapshot by default.
             #[cfg(feature = "database-servers")]
             if let AnyConnection::Postgres(postgres) = connection {
                 postgres.batch_execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")?;

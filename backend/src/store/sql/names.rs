@@ -100,7 +100,7 @@ impl Database {
         loop {
             attempt += 1;
             match self.write(move |connection| complete(connection, rule)).await {
-                // Somebody was added meanwhile, with a name that a row was to have.
+                // A person was added meanwhile with a name that was intended for a row.
                 Err(StoreError::Database(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)))
                     if attempt < MAX_ATTEMPTS => {}
                 outcome => return outcome,
@@ -117,11 +117,11 @@ fn rows(connection: &mut AnyConnection) -> Result<Vec<Row>, StoreError> {
 }
 
 fn complete(connection: &mut AnyConnection, rule: SameName) -> Result<NameChanges, StoreError> {
-    // To write first takes the lock before anything is read, on every engine.
+    // Writing first acquires the lock before any read, on every engine.
     diesel::update(leases::table.find(LOCK)).set(leases::expires_at.eq(0)).execute(connection)?;
     let rows = rows(connection)?;
     let (changes, renamed) = plan(&rows, rule);
-    // Keys may go from one row to another one.
+    // Keys may move between rows, so all are cleared first.
     for change in &changes {
         let none: Option<String> = None;
         diesel::update(people::table.find(change.row)).set(people::face_key.eq(none)).execute(connection)?;

@@ -252,7 +252,7 @@ pub(super) fn put_name(
 ) -> Result<Vec<String>, StoreError> {
     let ended = tracks::end_of_detections(connection, faces)?;
     unknowns::leave(connection, faces)?;
-    // Nor does the cohort of strangers keep a copy.
+    // The cohort of strangers must not keep a copy.
     cohort::erase_of_detections(connection, faces)?;
     for faces in faces.chunks(MAX_VARIABLES) {
         // No model decided this: the stored probability and score belong to other people.

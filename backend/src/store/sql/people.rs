@@ -271,7 +271,7 @@ impl Database {
         self.read(move |connection| {
             let embedded =
                 embeddings::table.inner_join(images::table).filter(embeddings::embedder.eq(embedder));
-            // Not `ne_all`, which PostgreSQL answers by reading the whole table for each image.
+            // Not `ne_all`, for which PostgreSQL reads the whole table for each image.
             let in_conflict = images::id
                 .eq_any(similar_images::table.select(similar_images::image_id))
                 .or(images::id.eq_any(similar_images::table.select(similar_images::other_image_id)));
@@ -749,7 +749,7 @@ fn erase_person(
 ) -> Result<Option<PendingErasure>, StoreError> {
     // A concurrent insertion of an image either has committed or will fail.
     lock_person(connection, person_id)?;
-    // Before the cohort, as requests that add crops do.
+    // Locks tracks before the cohort, as requests that add crops do.
     tracks::erase_person(connection, person_id, with_detections)?;
     // A pass that is copying a face of the person either has committed or sees that the detection is gone.
     cohort::lock_cohort(connection)?;
@@ -800,8 +800,8 @@ pub(super) fn person(connection: &mut AnyConnection, sought: &PersonKey) -> Resu
     names::find(connection, sought)?.ok_or(StoreError::PersonNotFound)
 }
 
-/// Checks that nobody but `except` has a name. Also finds people who were added by a server of the previous version, without
-/// a key.
+/// Checks that no person except `except` has a name. Also finds people who were added by a server of the previous version,
+/// without a key.
 fn ensure_name_is_free(
     connection: &mut AnyConnection,
     name: &Name,

@@ -90,8 +90,8 @@ impl Database {
         Ok(job)
     }
 
-    /// Does the same for all of `people` who still exist, where there are unknown faces of `embedder` with embeddings. Returns
-    /// whether a job was queued.
+    /// Requests a search for all of `people` who still exist, and queues the job, if there are unknown faces with embeddings
+    /// by `embedder`. Returns whether a job was queued.
     ///
     /// # Errors
     /// The database fails.
@@ -224,7 +224,7 @@ impl Database {
         }
         self.write(move |connection| {
             let mut added = 0;
-            // Nobody erases or names a face between the look and the insertion.
+            // The lock prevents faces from being erased or named between the query and the insertion.
             unknowns::hold(connection)?;
             for new in new.chunks(MAX_VARIABLES) {
                 let faces: Vec<i64> = new.iter().map(|proposal| proposal.detection).collect();
@@ -329,8 +329,8 @@ impl Database {
     /// Accepts proposals, which puts the name to their detections, or refuses them, so that they are not made again.
     ///
     /// # Errors
-    /// [`StoreError::PersonNotFound`] where the person of the selection does not exist. Those that were judged before an error
-    /// stay so.
+    /// [`StoreError::PersonNotFound`] where the person of the selection does not exist. Proposals that were judged before an
+    /// error stay judged.
     pub async fn judge_proposals(
         &self,
         selected: SelectedProposals,
@@ -407,7 +407,7 @@ fn request(connection: &mut AnyConnection, persons: &[i64]) -> Result<(), StoreE
     #[cfg(feature = "database-servers")]
     let conflict =
         if matches!(connection, AnyConnection::Mysql(_)) { "ON DUPLICATE KEY UPDATE" } else { conflict };
-    // In one order, so that two requests do not wait for each other.
+    // Sorted, so that two requests do not wait for each other.
     let persons: Vec<i64> = persons.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
     for persons in persons.chunks(MAX_VARIABLES) {
         // Many rows a statement: other writers wait meanwhile.

@@ -247,8 +247,8 @@ fn decided(fusion: &Fusion, sum: &EmbeddingSum) -> Result<FaceDecision, StoreErr
     (fusion.decide)(&sum.mean()).map_err(StoreError::Undecided)
 }
 
-/// Decides about the tracks of the images that are new, and writes the decision and the number of crops into their faces in
-/// `faces`. Locks the tracks.
+/// Decides the tracks of new images, and writes the decision and the number of crops into the tracks' faces in `faces`.
+/// Locks the tracks.
 pub(super) fn decide(
     connection: &mut AnyConnection,
     new: &NewUploads,
@@ -365,13 +365,14 @@ fn revise(
     person: Option<i64>,
 ) -> Result<Vec<String>, StoreError> {
     let of_track = detections::table.filter(detections::track_row.eq(track));
-    // Written first: MySQL then also reads what other processes have stored since this transaction began.
+    // The write comes first: after it, MySQL also reads rows that other processes have stored since this transaction
+    // began.
     diesel::update(of_track).set(detections::person_id.eq(person)).execute(connection)?;
     let ids: Vec<i64> = of_track.order(detections::id).select(detections::id).load(connection)?;
     let mut pictures = Vec::new();
     if person.is_some() {
         unknowns::leave(connection, &ids)?;
-        // Nor does the cohort of strangers keep a copy.
+        // The cohort of strangers must not keep a copy.
         cohort::erase_of_detections(connection, &ids)?;
         pictures = unknown_pictures::take(connection, &ids)?;
         for faces in ids.chunks(MAX_VARIABLES) {
@@ -438,8 +439,8 @@ pub(super) fn end_of_detections(
     Ok(rows.into_iter().map(|(_, row)| row).collect())
 }
 
-/// Records that an administrator put the name of a person to detections. Their tracks `ended`, since the decision of further
-/// crops would be another one, get the person where all of their detections have.
+/// Records that an administrator assigned a person to detections. The tracks in `ended` are closed, since later crops
+/// would be decided otherwise; they get the person if all of their detections have it.
 pub(super) fn put_name(
     connection: &mut AnyConnection,
     faces: &[i64],

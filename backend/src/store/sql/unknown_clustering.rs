@@ -404,7 +404,7 @@ fn earlier_track(
     let latest = detections::table
         .filter(detections::camera_id.eq(&face.camera_id))
         .filter(detections::captured_at.between(from, to))
-        // Another face of the same picture is another person.
+        // Another face of the same picture belongs to another person.
         .filter(detections::captured_at.ne(face.captured_at))
         .filter(detections::track_id.eq(track_id))
         .filter(detections::track_row.is_null())

@@ -499,8 +499,8 @@ fn summary(connection: &mut AnyConnection, row: i64) -> Result<Option<ClusterSum
 
 /// Recomputes the summary in a cluster's row; removes the cluster if it has no detections.
 ///
-/// Another transaction may take detections out of the cluster at the same time. Where this one has read nothing before, it does
-/// not miss that; otherwise it has to mark the cluster as changed afterwards.
+/// Another transaction may take detections out of the cluster at the same time. If this one has not read before, it does not
+/// miss that; otherwise it has to mark the cluster as changed afterwards.
 pub(super) fn summarise(connection: &mut AnyConnection, row: i64) -> Result<(), StoreError> {
     // The write precedes all reads: it waits for transactions that take detections out of the cluster; later ones mark
     // the cluster again.
@@ -653,7 +653,7 @@ fn erase(
     ids.push(unknowns::table.find(row).select(unknowns::public_id).first(connection)?);
     let own = detections::table.filter(detections::unknown_id.eq(row));
     let faces = own.select(detections::id).load::<i64>(connection)?;
-    // Their sums contain the embeddings.
+    // The tracks' sums contain the embeddings, so the tracks are closed.
     let tracks = tracks::end_of_detections(connection, &faces)?;
     // Locks the cluster's row before the cohort, as others do.
     mark_changed(connection, row)?;
