@@ -9,14 +9,15 @@ use std::{
 use anyhow::Context as _;
 
 use crate::{
+    access::{PrincipalKind, Scope, Scopes, digest_of, new_token},
     backup::{self, Manifest},
-    config::{Command, Config, TlsCommand},
+    config::{AccessCommand, Command, Config, TlsCommand},
     config_errors::config_error,
     domain::{Micros, Task, now},
     store::{
         Database,
         retention::{self, RetentionOutcome},
-        sql::{self, DatabaseOptions},
+        sql::{self, DatabaseOptions, NewPrincipal, NewToken},
         sweep,
     },
     tls,
@@ -24,6 +25,9 @@ use crate::{
 
 /// Maximum time for the response of a health check, and for closing the database.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Maximum length of a principal's name, characters.
+const MAX_NAME: usize = 200;
 
 /// Runs a command and prints its outcome.
 ///
@@ -107,6 +111,18 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
                 eprintln!("{} blobs that rows refer to are not in the backup.", done.missing_blobs);
             }
         }
+        Command::Access(AccessCommand::AddAdmin { name, days }) => {
+            let database = open(&config).await?;
+            let outcome = add_admin(&database, name, *days).await;
+            close(&database).await;
+            let token = outcome?;
+            // The token alone, for a file.
+            println!("{token}");
+            eprintln!(
+                "This is the only time that the token is shown. It is valid for {days} days. Keep it in a file that nobody \
+                 else can read, and use it with `facepipe --token-file FILE`; `facepipe access` gives others theirs."
+            );
+        }
         Command::Health { url } => {
             let base = match url {
                 Some(url) => url.clone(),
@@ -130,6 +146,46 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes a token that may do everything, for the person of this name.
+async fn add_admin(database: &Database, name: &str, days: u16) -> anyhow::Result<String> {
+    let characters = name.chars().count();
+    anyhow::ensure!(
+        (1..=MAX_NAME).contains(&characters) && !name.chars().any(char::is_control) && name.trim() == name,
+        config_error(anyhow::anyhow!(
+            "NAME has {characters} characters, it must have 1 to {MAX_NAME}, no control characters, and no white space at its ends"
+        ))
+    );
+    let secret = new_token();
+    let lifetime = i64::from(days) * 24 * 3600 * 1_000_000;
+    let token = NewToken {
+        name: "made on the server's machine".into(),
+        digest: digest_of(&secret),
+        scopes: None,
+        expires_at: now() + lifetime,
+    };
+    let known = database.stored_access().await?.principals.into_iter().find(|known| known.name == name);
+    match known {
+        None => {
+            let new = NewPrincipal {
+                kind: PrincipalKind::Person,
+                name: name.to_owned(),
+                scopes: Scopes::ADMIN,
+                camera_id: None,
+                may_see_names: true,
+            };
+            database.add_principal(new, Some(token)).await?;
+        }
+        Some(known) if known.scopes.contains(Scope::Admin) && !known.disabled => {
+            database.add_token(known.id, token).await?;
+        }
+        Some(_) => anyhow::bail!(
+            "{name} exists, and does not have the scope admin or is disabled: choose another name, and change that with \
+             `facepipe access change`"
+        ),
+    }
+    Ok(secret)
 }
 
 /// Moves the write-ahead log into the file of an embedded database, after an interrupted start.

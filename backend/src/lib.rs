@@ -1,7 +1,6 @@
 //! Face recognition over HTTP: datasets, training, recognition and detections. The binary `facepipe-backend` is a
 //! thin shell around [`Application`].
 
-#[allow(dead_code, unused_imports, reason = "stored principals come with their table")]
 mod access;
 mod api;
 mod application;

@@ -5,6 +5,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt as _,
     path::Path,
     process::{Command, Stdio},
 };
@@ -457,6 +458,60 @@ fn an_interrupted_enrolment_can_be_continued() {
     assert_eq!(of("already_there"), added, "{second}");
     assert_eq!(second["left"], 0);
     assert_eq!(images(&environment), added + of("added"));
+}
+
+#[test]
+fn access_is_given_changed_and_taken_away() {
+    let (models, faces) = (models_dir(), require!("lfw10"));
+    require!("models/mobilefacenet.onnx");
+    let environment = TestEnvironment::new(&models, faces);
+    environment.run(&["access"]).expect(0, &["Nobody yet", "--scopes admin"]);
+    environment.run(&["access", "add", "ada"]).expect(2, &["--scopes"]);
+    environment.run(&["access", "add", "ada", "--scopes", "read,write"]).expect(2, &["write", "operate"]);
+
+    // The token alone on standard output, or in a file of its owner.
+    let added =
+        environment.run(&["access", "add", "ada", "--scopes", "read"]).expect(0, &["shown this once"]);
+    let token = added.stdout.lines().last().unwrap().to_owned();
+    assert!(token.starts_with("fp_"), "{}", added.stdout);
+    let file = environment.path("gate-1.token");
+    let added = environment.run(&["access", "add-camera", "gate-1", "--save", &file, "--days", "30"]);
+    let added = added.expect(0, &["gate-1", "upload", &format!("token-file={file}")]);
+    assert!(!added.stdout.contains("fp_") && !added.stderr.contains("fp_"), "{}", added.stdout);
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    environment.run(&["access", "token", "ada", "--save", &file]).expect(2, &["--save", "gate-1.token"]);
+    let with = |token: &[&str], arguments: &[&str]| {
+        let mut command = environment.command(&[arguments, token].concat());
+        command.env_remove("FACEPIPE_TOKEN");
+        ProgramOutput::new(command.output().unwrap())
+    };
+    with(&["--token", &token], &["people"]).expect(0, &["Nobody yet"]);
+    with(&["--token", &token], &["train"]).expect(5, &["operate"]);
+    with(&["--token-file", &file], &["people"]).expect(5, &["`read`", "`upload`"]);
+    with(&["--token", &token[..50]], &["people"]).expect(5, &["mistyped or cut off"]);
+
+    let listed = environment.json(&["access", "list"]);
+    assert_eq!(listed["meta"]["total"], 2);
+    environment.run(&["access"]).expect(0, &["ada", "gate-1", "camera", "person"]);
+    let shown = environment.json(&["access", "show", "ada"]);
+    let id = shown["tokens"][0]["token_id"].to_string();
+    let rotated = environment.run(&["access", "rotate", &id, "--overlap", "0"]).expect(0, &["valid until"]);
+    let second = rotated.stdout.lines().last().unwrap().to_owned();
+    with(&["--token", &token], &["people"]).expect(5, &["expired"]);
+    with(&["--token", &second], &["people"]).expect(0, &[]);
+    environment.run(&["access", "change", "ada"]).expect(2, &["--scopes"]);
+    environment
+        .run(&["access", "change", "ada", "--scopes", "upload", "--rename", "Ada"])
+        .expect(0, &["Ada"]);
+    with(&["--token", &second], &["people"]).expect(5, &["`upload`"]);
+    let id = environment.json(&["access", "show", "Ada"])["tokens"][1]["token_id"].to_string();
+    environment.run(&["access", "revoke", &id, "999"]).expect(3, &["is revoked", "999 is not there"]);
+    with(&["--token", &second], &["people"]).expect(5, &["revoked"]);
+    environment.run(&["access", "rotate", "999"]).expect(6, &["no such token"]);
+    environment.run(&["access", "show", "nobody"]).expect(6, &["nobody of that name"]);
+    environment.run(&["access", "remove", "Ada", "gate-1"]).expect(2, &["--yes"]);
+    environment.run(&["access", "remove", "Ada", "gate-1", "--yes"]).expect(0, &["no access any more"]);
+    environment.run(&["access"]).expect(0, &["Nobody yet"]);
 }
 
 #[test]

@@ -8,7 +8,9 @@ mod token;
 mod token_file;
 
 pub use control::{AccessControl, TokenProblem, TokenUse};
-pub use principal::{Principal, PrincipalKey, PrincipalKind, PrincipalRecord, TokenRecord};
-pub use scopes::{InvalidScope, Scope, Scopes};
-pub use token::{Digest, digest_of, has_prefix, is_well_formed, new_token};
-pub use token_file::{FileStatus, Role, TokenFile, TokenFileError};
+#[allow(unused_imports, reason = "for shares of the server")]
+pub use principal::PrincipalKey;
+pub use principal::{OWN_KEY, Principal, PrincipalKind, PrincipalRecord, TokenRecord};
+pub use scopes::{Scope, Scopes};
+pub use token::{Digest, digest_of, has_prefix, is_well_formed, new_token, token_lifetime};
+pub use token_file::{Role, TokenFile, TokenFileError};

@@ -1,10 +1,16 @@
 //! Who makes a request.
 
+use facepipe_shared::hex;
+use sha2::{Digest as _, Sha256};
+
 use super::{
     Digest, Role,
     scopes::{Scope, Scopes},
 };
 use crate::domain::Micros;
+
+/// Begins the idempotency keys of stored principals.
+pub const OWN_KEY: char = '\u{1}';
 
 /// What a principal is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -141,7 +147,16 @@ impl Principal {
         Self { scopes, token: Some(token.id), ..self.clone() }
     }
 
+    /// Returns the form in which its idempotency keys are stored. Stored principals have keys of their own: no other can send
+    /// this form, since keys have no control characters.
+    pub fn own_key(&self, key: &str) -> String {
+        let Some(id) = self.id else { return key.to_owned() };
+        let digest = Sha256::new().chain_update(id.to_string()).chain_update(b"/").chain_update(key);
+        format!("{OWN_KEY}{}", hex(&digest.finalize()))
+    }
+
     /// Returns what identifies it.
+    #[allow(dead_code, reason = "for shares of the server")]
     pub fn key(&self) -> PrincipalKey {
         self.key
     }

@@ -1,9 +1,13 @@
 //! Tokens that the server makes: `fp_`, 32 random bytes in hexadecimal digits, and 8 check digits, by which a mistyped
 //! token is found without the database.
 
+use std::time::Duration;
+
 use facepipe_shared::hex;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+
+use super::PrincipalKind;
 
 /// SHA-256 of a token.
 pub type Digest = [u8; 32];
@@ -14,6 +18,16 @@ const PREFIX: &str = "fp_";
 const RANDOM_BYTES: usize = 32;
 /// Bytes that the check digits stand for.
 const CHECK_BYTES: usize = 4;
+
+/// How long a token of a camera is valid unless somebody says otherwise.
+const CAMERA_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How long a token of a person or program is valid unless somebody says otherwise.
+const PERSON_LIFETIME: Duration = Duration::from_secs(90 * 24 * 3600);
+
+/// Returns how long a token of a principal of this kind is valid unless somebody says otherwise.
+pub fn token_lifetime(kind: PrincipalKind) -> Duration {
+    if kind == PrincipalKind::Camera { CAMERA_LIFETIME } else { PERSON_LIFETIME }
+}
 
 /// Makes a token of cryptographically secure random bytes.
 pub fn new_token() -> String {

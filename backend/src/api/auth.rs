@@ -17,7 +17,7 @@ use anyhow::anyhow;
 use paperclip::{actix::OperationModifier, v2::schema::Apiv2Schema};
 
 use super::{
-    State,
+    State, loopback,
     routes::{self, Requirement},
 };
 use crate::{access::Principal, error::ApiError};
@@ -52,6 +52,9 @@ fn admit(request: &ServiceRequest) -> Result<Arc<Principal>, ApiError> {
         Requirement::Open => Ok(known.unwrap_or_else(|_| state.access.anonymous())),
         Requirement::Any(needed) => {
             let principal = known.map_err(ApiError::Unauthorized)?;
+            if state.access.is_for_this_machine_only() {
+                loopback::check(request, &state.origins)?;
+            }
             if principal.scopes.allows_any(needed) {
                 Ok(principal)
             } else {
@@ -69,7 +72,6 @@ fn bearer_token(request: &ServiceRequest) -> Option<&str> {
 }
 
 /// The principal of a request, for handlers.
-#[allow(dead_code, reason = "handlers take it with stored principals")]
 pub struct Caller(pub Arc<Principal>);
 
 impl FromRequest for Caller {

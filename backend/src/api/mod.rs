@@ -1,5 +1,6 @@
 //! The HTTP API: a file per resource, [`routes`] with the table of routes, and what all calls share.
 
+mod access;
 mod auth;
 mod body;
 mod cameras;
@@ -17,6 +18,7 @@ mod head;
 mod health;
 mod images;
 mod jobs;
+mod loopback;
 mod model;
 mod observe;
 mod openapi;
@@ -67,6 +69,8 @@ use crate::{
 pub struct State {
     /// The configuration.
     pub config: Config,
+    /// The setting `cors_origins`.
+    pub origins: Vec<String>,
     /// The setting `public_url`, without a `/` at its end.
     pub public_url: Option<String>,
     /// The API's document.

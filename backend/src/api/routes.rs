@@ -7,19 +7,22 @@ use actix_web::{dev::ResourceDef, http::Method, web as actix};
 use paperclip::actix::web;
 
 use super::{
-    cameras, cohort, database, dataset, debug, detections, guide, health, images, jobs, method_not_allowed,
-    model,
-    openapi::{self, Call, DATABASE, DATASET, DEBUG, Link, MODEL, RECOGNITION, SERVER, UNKNOWNS, call},
+    access, cameras, cohort, database, dataset, debug, detections, guide, health, images, jobs,
+    method_not_allowed, model,
+    openapi::{
+        self, ACCESS, Call, DATABASE, DATASET, DEBUG, Link, MODEL, RECOGNITION, SERVER, UNKNOWNS, call,
+    },
     people, proposals, recognition, root, sightings, unknowns, verify,
 };
 use crate::{
     access::{Scope, Scopes},
     config::ServerRole,
     error::examples::{
-        CAMERA, CHANGE, DETAILS, DRAINING, DUPLICATE, EXISTS, FACE_ID, FORM, FULL, IMAGE, IMAGE_PARTS, JOB,
-        JOB_END, JSON, LIMIT, MODEL_READ, MODEL_REMOVAL, MODELS, NEVER_SEEN, NO_DETECTION, NO_IMAGE, NO_JOB,
-        NO_PICTURE, NO_UNKNOWN, NOT_IN_MODEL, ONE_FACE, PAGE, PATH, PERSON, PERSON_IMAGE, QUALITY, QUERY,
-        QUEUE, ROWS, SELECTED, SELECTION, SEND, TWO_IMAGES, UNKNOWN_FACES, UNKNOWN_IDS,
+        ACCESS_FIELDS, CAMERA, CHANGE, DETAILS, DRAINING, DUPLICATE, EXISTS, FACE_ID, FIRST_PRINCIPAL, FORM,
+        FULL, IMAGE, IMAGE_PARTS, JOB, JOB_END, JSON, LIMIT, MODEL_READ, MODEL_REMOVAL, MODELS, NEVER_SEEN,
+        NO_DETECTION, NO_IMAGE, NO_JOB, NO_PICTURE, NO_PRINCIPAL, NO_TOKEN, NO_UNKNOWN, NOT_IN_MODEL,
+        ONE_FACE, OWN_CAMERA, PAGE, PATH, PERSON, PERSON_IMAGE, PRINCIPAL_EXISTS, QUALITY, QUERY, QUEUE,
+        ROWS, SELECTED, SELECTION, SEND, TWO_IMAGES, UNKNOWN_FACES, UNKNOWN_IDS,
     },
 };
 
@@ -234,14 +237,14 @@ routes! {
             post Upload recognition::store_results => Call {
                 headers: &[(201, "Server-Timing")],
                 required: &["camera_id", "location"],
-                ..call(RECOGNITION, &[FORM, IMAGE, CAMERA, DETAILS, QUEUE, FULL, ROWS])
+                ..call(RECOGNITION, &[FORM, IMAGE, CAMERA, OWN_CAMERA, DETAILS, QUEUE, FULL, ROWS])
             };
         }
         "/face-recognition/send-results" Recognize {
             post Upload recognition::send_results => Call {
                 headers: &[(202, "Server-Timing")],
                 required: &["camera_id", "location"],
-                ..call(RECOGNITION, &[FORM, IMAGE, SEND, DETAILS, QUEUE, FULL, ROWS])
+                ..call(RECOGNITION, &[FORM, IMAGE, SEND, OWN_CAMERA, DETAILS, QUEUE, FULL, ROWS])
             };
         }
         "/face-recognition/verify" Recognize {
@@ -324,6 +327,27 @@ routes! {
         }
         "/proposals/refuse" Manage {
             post Enrol proposals::refuse => call(UNKNOWNS, &[JSON, SELECTED, PERSON, FULL, ROWS]);
+        }
+
+        "/access/principals" Manage {
+            get Admin access::list => call(ACCESS, &[ROWS]);
+            post Admin access::add => call(ACCESS, &[JSON, ACCESS_FIELDS, PRINCIPAL_EXISTS, FIRST_PRINCIPAL, FULL, ROWS]);
+        }
+        "/access/principals/{principal_id}" Manage {
+            get Admin access::get => call(ACCESS, &[PATH, NO_PRINCIPAL, ROWS]);
+            patch Admin access::change =>
+                call(ACCESS, &[PATH, JSON, ACCESS_FIELDS, NO_PRINCIPAL, PRINCIPAL_EXISTS, FULL, ROWS]);
+            delete Admin access::remove => call(ACCESS, &[PATH, NO_PRINCIPAL, FULL, ROWS]);
+        }
+        "/access/principals/{principal_id}/tokens" Manage {
+            get Admin access::tokens => call(ACCESS, &[PATH, NO_PRINCIPAL, ROWS]);
+            post Admin access::add_token => call(ACCESS, &[PATH, JSON, ACCESS_FIELDS, NO_PRINCIPAL, FULL, ROWS]);
+        }
+        "/access/tokens/{token_id}" Manage {
+            delete Admin access::revoke => call(ACCESS, &[PATH, NO_TOKEN, FULL, ROWS]);
+        }
+        "/access/tokens/{token_id}/rotate" Manage {
+            post Admin access::rotate => call(ACCESS, &[PATH, JSON, ACCESS_FIELDS, NO_TOKEN, FULL, ROWS]);
         }
 
         "/startupz" All {

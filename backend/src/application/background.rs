@@ -12,7 +12,10 @@ use crate::{
     cohort::{CohortEmbedder, run_filling},
     config::Config,
     outbox::{self, OutboxOptions},
-    store::{retention::run_retention, sweep::run_sweeps, track_expiry::run_track_expiry},
+    store::{
+        access_follower::follow_access, retention::run_retention, sweep::run_sweeps,
+        track_expiry::run_track_expiry,
+    },
     tls::ServerTls,
     train::Trainer,
     unknowns::{ClusteringOptions, run_clustering, run_picture_retention},
@@ -54,6 +57,7 @@ impl Background {
         if let Some(tls) = tls {
             others.spawn(tls.watch(stop.clone()));
         }
+        others.spawn(follow_access(database.clone(), Arc::clone(access), stop.clone()));
         let (mut training, mut sending) = (None, None);
         if config.deployment.role.manages() {
             training = Some(trainer.start());

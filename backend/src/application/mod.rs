@@ -136,11 +136,16 @@ impl Application {
         if let Some(lock) = &mut lock {
             lock.set_url(&format!("{scheme}://{address}"))?;
         }
-        startup::warn_of_risks(&config, address);
-        let services = Services::open(&config).await?;
+        startup::warn_of_risks(&config);
+        let database = {
+            let config = config.clone();
+            tokio::task::spawn_blocking(move || startup::open_database(&config)).await??
+        };
+        startup::check_access(&config, &database, &access, address).await?;
+        let services = Services::open(&config, database).await?;
         let metrics_server = listeners
             .metrics
-            .map(|listener| serve_metrics(listener, &config, &services, tls.clone()))
+            .map(|listener| serve_metrics(listener, &config, &services, &access, tls.clone()))
             .transpose()?;
         let background = Background::start(&config, &services, &access, tls.clone()).await?;
 
@@ -263,11 +268,11 @@ struct Services {
 }
 
 impl Services {
-    /// Opens the database and the blobs, loads the networks and the active model, and starts recognition.
-    async fn open(config: &Config) -> anyhow::Result<Self> {
-        let (database, pipeline) = {
+    /// Opens the blobs, loads the networks and the active model, and starts recognition.
+    async fn open(config: &Config, database: Database) -> anyhow::Result<Self> {
+        let pipeline = {
             let config = config.clone();
-            tokio::task::spawn_blocking(move || startup::open(&config)).await??
+            tokio::task::spawn_blocking(move || startup::load_networks(&config)).await??
         };
         let blobs = config.storage.open_blobs()?;
         startup::reapply_erasures(config, &database, &blobs).await?;
@@ -327,6 +332,7 @@ fn serve_metrics(
     listener: TcpListener,
     config: &Config,
     services: &Services,
+    access: &Arc<AccessControl>,
     tls: Option<Arc<ServerTls>>,
 ) -> std::io::Result<(SocketAddr, Server)> {
     let address = listener.local_addr()?;
@@ -336,6 +342,7 @@ fn serve_metrics(
         loader: Arc::clone(&services.loader),
         threshold: services.threshold,
         database: services.database.clone(),
+        access: Arc::clone(access),
         role: config.deployment.role.as_str(),
         groups_unknowns: config.unknowns.group_unknowns,
         folders: config.storage.folders(),
@@ -360,6 +367,7 @@ fn serve_api(
     let document = api::document_at(public_url.as_deref(), has_guide).into();
     let state = web::Data::new(api::State {
         config,
+        origins: origins.clone(),
         public_url,
         document,
         access,

@@ -18,7 +18,7 @@ use crate::{
     config_errors::config_error,
     recognise::Pipeline,
     store::{
-        Blobs, Database, StoreError,
+        Blobs, Database, StoreError, access_follower,
         ledger::{self, ReappliedErasures},
         sql::NameChanges,
     },
@@ -27,25 +27,62 @@ use crate::{
 
 /// Opens the access control, with the token file where one is configured.
 pub fn open_access(config: &Config) -> anyhow::Result<Arc<AccessControl>> {
-    let Some(path) = &config.listener.token_file else { return Ok(Arc::new(AccessControl::new(None, true))) };
+    let insecure = config.listener.insecure;
+    let Some(path) = &config.listener.token_file else {
+        return Ok(Arc::new(AccessControl::new(None, insecure)));
+    };
     let unusable = |error: TokenFileError| {
         config_error(anyhow::Error::new(error).context(format!("token_file {}", path.display())))
     };
     let file = TokenFile::open(path).map_err(unusable)?;
     let status = file.status().map_err(unusable)?;
-    if status.is_empty {
-        return Err(config_error(anyhow::anyhow!(
-            "token_file {} has no token: a line each, `camera <token>` or `admin <token>`",
-            path.display()
-        )));
-    }
     if status.is_readable_by_others {
         tracing::warn!(
             file = %path.display(),
-            "token_file can be read by every user of this machine: take that right away (chmod o-r)"
+            "every user of this machine can read token_file: take that right away (chmod o-r)"
         );
     }
-    Ok(Arc::new(AccessControl::new(Some(Arc::new(file)), true)))
+    Ok(Arc::new(AccessControl::new(Some(Arc::new(file)), insecure)))
+}
+
+/// Reads who has access, and checks that the server may start so: somebody can use it, and not everybody.
+pub async fn check_access(
+    config: &Config,
+    database: &Database,
+    access: &AccessControl,
+    address: SocketAddr,
+) -> anyhow::Result<()> {
+    access_follower::refresh(database, access).await.context("cannot read who has access")?;
+    if access.has_principals() {
+        return Ok(());
+    }
+    if let Some(file) = access.file() {
+        let path = file.path().display();
+        let status = file.status().with_context(|| format!("token_file {path}"))?;
+        if status.is_empty {
+            return Err(config_error(anyhow::anyhow!(
+                "token_file {path} has no token, and the database has none either, so that nobody could use the server: \
+                 write a line, `camera <token>` or `admin <token>`, or run `facepipe-backend access add-admin NAME`"
+            )));
+        }
+        return Ok(());
+    }
+    if address.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    if !config.listener.insecure {
+        return Err(config_error(anyhow::anyhow!(
+            "other machines can reach {address} (setting listen), and there is no token, so that everybody could do \
+             everything: run `facepipe-backend access add-admin NAME`, which prints one, or set token_file (--token-file, \
+             FACEPIPE_TOKEN_FILE), or listen on 127.0.0.1; --insecure (FACEPIPE_INSECURE=true) starts nevertheless"
+        )));
+    }
+    tracing::warn!(
+        %address,
+        "everybody who can reach this address may do everything: there is no token_file (--token-file, \
+         FACEPIPE_TOKEN_FILE) and no token of `facepipe access`, and insecure is set"
+    );
+    Ok(())
 }
 
 /// Reads the certificate and the key, where they are configured.
@@ -55,14 +92,7 @@ pub fn open_tls(config: &Config) -> anyhow::Result<Option<Arc<ServerTls>>> {
 }
 
 /// Logs the risks of a configuration.
-pub fn warn_of_risks(config: &Config, address: SocketAddr) {
-    if config.listener.token_file.is_none() && !address.ip().to_canonical().is_loopback() {
-        tracing::warn!(
-            %address,
-            "everybody who can reach this address may do everything: there is no token_file (--token-file, \
-             FACEPIPE_TOKEN_FILE)"
-        );
-    }
+pub fn warn_of_risks(config: &Config) {
     if config.deployment.role.manages() && config.retention.detections_max_age_days.is_none() {
         tracing::warn!(
             "detections are kept for ever: detections_max_age_days is not set (--detections-max-age-days, \
@@ -71,9 +101,13 @@ pub fn warn_of_risks(config: &Config, address: SocketAddr) {
     }
 }
 
-/// Opens the database and loads the networks. Blocks.
-pub fn open(config: &Config) -> anyhow::Result<(Database, Pipeline)> {
-    let database = Database::open(&config.database_options())?.with_name_rule(config.dataset.same_name());
+/// Opens the database. Blocks.
+pub fn open_database(config: &Config) -> anyhow::Result<Database> {
+    Ok(Database::open(&config.database_options())?.with_name_rule(config.dataset.same_name()))
+}
+
+/// Loads the networks. Blocks.
+pub fn load_networks(config: &Config) -> anyhow::Result<Pipeline> {
     let recognition = &config.recognition;
     let pipeline = Pipeline::load(
         &recognition.models_dir,
@@ -90,7 +124,7 @@ pub fn open(config: &Config) -> anyhow::Result<(Database, Pipeline)> {
         if permanent { config_error(error) } else { error.into() }
     })?;
     warn_of_outdated_weights(&recognition.models_dir, pipeline.embedder().name().parse().ok());
-    Ok((database, pipeline))
+    Ok(pipeline)
 }
 
 /// Warns of published weights that were replaced after their conversion, and says how to convert them again.

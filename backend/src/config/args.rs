@@ -31,15 +31,19 @@ Then train and recognise:
   curl -X POST 'http://127.0.0.1:8080/model/optimized-train?wait=true'
   curl -F image=@visitor.jpg http://127.0.0.1:8080/face-recognition/get-results
 
-Without --token-file, everybody who can reach the server may do everything: set it before you listen on anything but the \
-local machine. The file has one token a line, of at least 16 characters (`openssl rand -hex 32` makes one): \
-`camera <token>` may POST to /face-recognition, `admin <token>` may do everything. Empty lines and # comments are allowed. \
-The file is read again when it changes, so that tokens can be added and removed without a restart. Clients send \
-`Authorization: Bearer <token>`: serve https (--tls-certificate, --tls-key), or put a proxy with TLS in front.
+Without any token, the server takes requests from its own machine only, and does not start on an address that other \
+machines can reach. `facepipe-backend access add-admin NAME` prints the first token, and with it `facepipe access` gives \
+cameras, people and programs theirs. Clients send `Authorization: Bearer <token>`: beyond this machine, serve https (--tls-certificate, \
+--tls-key), or put a proxy with TLS in front.
 
-  (umask 077; echo \"admin $(openssl rand -hex 32)\" >tokens)
-  facepipe-backend --token-file tokens &
-  curl -H \"Authorization: Bearer $(cut -d ' ' -f 2 tokens)\" http://127.0.0.1:8080/dataset"
+  (umask 077; facepipe-backend access add-admin ada >ada.token)
+  facepipe-backend --listen 0.0.0.0:8080 &
+  facepipe access list --token-file ada.token
+
+For emergencies there is --token-file, a file with one token a line, of at least 16 characters (`openssl rand -hex 32` makes \
+one): `camera <token>` may upload and recognise, `admin <token>` may do everything. Empty lines and # comments are allowed. \
+The file is read again when it changes, so that tokens can be added and removed without a restart; an empty file revokes \
+all of its tokens."
 )]
 pub struct Args {
     /// Configuration file, TOML
@@ -89,6 +93,9 @@ pub enum Command {
         #[arg(long, value_name = "DIR")]
         erasures: Option<PathBuf>,
     },
+    /// Manage access where no token can: on the server's machine, with its database
+    #[command(subcommand)]
+    Access(AccessCommand),
     /// Check whether a running server responds; exit with 0 if it does, else with 1
     Health {
         /// The server's URL [default: this machine, with the address of --listen or --address-file]
@@ -116,6 +123,20 @@ pub enum TlsCommand {
         /// The folder of the files
         #[arg(long, value_name = "DIR", default_value = ".")]
         out: PathBuf,
+    },
+}
+
+/// Manages access without a token.
+#[derive(Debug, Clone, Subcommand)]
+pub enum AccessCommand {
+    /// Print a new token that may do everything, for a person who is added unless there is one of this name. Running servers
+    /// accept it within two seconds
+    AddAdmin {
+        /// What the person is called
+        name: String,
+        /// Days for which the token is valid
+        #[arg(long, value_name = "DAYS", default_value_t = 90, value_parser = clap::value_parser!(u16).range(1..=3650))]
+        days: u16,
     },
 }
 

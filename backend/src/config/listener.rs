@@ -14,8 +14,12 @@ settings! {
         /// Address and port of /metrics for Prometheus, which everybody who can reach it may read; `off` for none
         metrics_listen: String, "FACEPIPE_METRICS_LISTEN", "ADDRESS:PORT|off",
             unset "127.0.0.1:9464, unless another server uses it";
-        /// File of the accepted bearer tokens; without it, everybody who can reach the server may do everything
+        /// File of bearer tokens, beside those of `facepipe access`. Without any token the server takes requests from its own
+        /// machine only
         token_file: PathBuf, "FACEPIPE_TOKEN_FILE", "FILE", unset "none";
+        /// Whether to start without any token although other machines can reach the server, and everybody may do everything
+        insecure: bool = false, "FACEPIPE_INSECURE", "true|false",
+            arg [num_args = 0..=1, require_equals = true, default_missing_value = "true"];
         /// Threads that handle HTTP; recognition has its own
         http_workers: usize = 2, "FACEPIPE_HTTP_WORKERS", "N", in 1..=1024;
         /// Maximum size of a request, bytes

@@ -18,7 +18,7 @@ mod storage;
 mod tls;
 mod unknowns;
 
-pub use args::{Args, Command, TlsCommand};
+pub use args::{AccessCommand, Args, Command, TlsCommand};
 pub use browsers::BrowserConfig;
 pub use cohort::CohortConfig;
 pub use database::DatabaseConfig;

@@ -214,5 +214,22 @@ pub const UNKNOWN_FACES: &[Example] = &[|| ApiError::InvalidField {
 }];
 /// Calls about a person's last location.
 pub const NEVER_SEEN: &[Example] = &[|| ApiError::NeverSeen];
+/// Calls with a token that may be one camera's.
+pub const OWN_CAMERA: &[Example] =
+    &[|| ApiError::OtherCamera { own: "gate-1".into(), sent: "gate-2".into() }];
+/// Calls about a principal.
+pub const NO_PRINCIPAL: &[Example] = &[|| ApiError::PrincipalNotFound];
+/// Calls about a token.
+pub const NO_TOKEN: &[Example] = &[|| ApiError::TokenNotFound];
+/// Calls that name a principal.
+pub const PRINCIPAL_EXISTS: &[Example] = &[|| ApiError::PrincipalExists];
+/// The call that adds a principal.
+pub const FIRST_PRINCIPAL: &[Example] = &[|| ApiError::FirstPrincipal];
+/// Calls with the values of a principal or a token.
+pub const ACCESS_FIELDS: &[Example] = &[|| ApiError::InvalidField {
+    field: "scopes".into(),
+    reason: "has \"write\", which is no scope: there are upload, recognise, read, enrol, operate and admin"
+        .into(),
+}];
 /// Readiness.
 pub const DRAINING: &[Example] = &[|| ApiError::Draining];

@@ -70,6 +70,43 @@ pub enum ApiError {
         /// The token's scopes.
         has: Scopes,
     },
+    /// A request to a server without tokens that does not come from its own machine.
+    #[error(
+        "this server has no tokens, so that it takes requests for its own machine only, and this one is for another host \
+         (header Host): make a token (`facepipe-backend access add-admin NAME`), or start with --insecure"
+    )]
+    ForeignHost,
+    /// A request to a server without tokens from a page of another origin.
+    #[error(
+        "this server has no tokens, so that it takes no requests from pages of other origins (header Origin): make a token \
+         (`facepipe-backend access add-admin NAME`), or allow the origin (setting cors_origins)"
+    )]
+    ForeignOrigin,
+    /// A camera's token with the id of another camera.
+    #[error(
+        "this token is for the camera {own:?}, and the field `camera_id` says {sent:?}: leave the field out"
+    )]
+    OtherCamera {
+        /// The token's.
+        own: String,
+        /// The form's.
+        sent: String,
+    },
+    /// A principal has this name.
+    #[error("a camera, person or program with this name has access already")]
+    PrincipalExists,
+    /// No principal has this id.
+    #[error("there is no camera, person or program with this id")]
+    PrincipalNotFound,
+    /// No token has this id.
+    #[error("there is no token with this id")]
+    TokenNotFound,
+    /// The first principal of a server without tokens could not administer it.
+    #[error(
+        "from the first principal on, every request needs a token: the first one must have the scope `admin`, and get a token \
+         with it (field `token`), or nobody could administer the server"
+    )]
+    FirstPrincipal,
     /// Not a valid Face ID.
     #[error(transparent)]
     InvalidFaceId(#[from] InvalidFaceId),
@@ -541,6 +578,9 @@ impl From<StoreError> for ApiError {
             StoreError::ClusterConflict(conflict) => {
                 Self::InvalidField { field: conflict.field().to_owned(), reason: conflict.to_string() }
             }
+            StoreError::PrincipalExists => Self::PrincipalExists,
+            StoreError::PrincipalNotFound => Self::PrincipalNotFound,
+            StoreError::TokenNotFound => Self::TokenNotFound,
             StoreError::DatasetLocked { retry_after } => Self::DatasetLocked { retry_after },
             StoreError::Full(cause) => Self::StorageFull(cause),
             StoreError::Unavailable(cause) => Self::DatabaseUnavailable(cause),

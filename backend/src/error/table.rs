@@ -48,6 +48,13 @@ table! {
     Unauthorized(problem) => "unauthorized", UNAUTHORIZED, json!({ "reason": problem.reason() });
     Forbidden { needed, has } =>
         "forbidden", FORBIDDEN, json!({ "needs_any_of": names(*needed), "has": names(*has) });
+    ForeignHost => "foreign_host", FORBIDDEN;
+    ForeignOrigin => "foreign_origin", FORBIDDEN;
+    OtherCamera { own, sent } => "other_camera", FORBIDDEN, json!({ "camera_id": own, "sent": sent });
+    PrincipalExists => "principal_exists", CONFLICT;
+    PrincipalNotFound => "principal_not_found", NOT_FOUND;
+    TokenNotFound => "token_not_found", NOT_FOUND;
+    FirstPrincipal => "first_principal", CONFLICT;
 
     InvalidQuery(_) => "invalid_query", BAD_REQUEST;
     InvalidTimeRange { from, to } => "invalid_time_range", BAD_REQUEST, json!({ "from": from, "to": to });

@@ -14,6 +14,7 @@ use prometheus::{Counter, Gauge, GaugeVec, IntCounter, Opts, Registry, TextEncod
 use tokio::sync::Mutex;
 
 use crate::{
+    access::AccessControl,
     disk::Folder,
     domain::{ErrorRate, JobStatus, ModelWarningCode, Task, now},
     metrics::Metrics,
@@ -38,6 +39,8 @@ pub struct Sources {
     pub threshold: MatchThreshold,
     /// Jobs, the outbox, connections.
     pub database: Database,
+    /// Who may use the server.
+    pub access: Arc<AccessControl>,
     /// The process's role.
     pub role: &'static str,
     /// Whether the deployment groups unknown faces.
@@ -139,6 +142,7 @@ impl Exposition {
             &[("version", env!("CARGO_PKG_VERSION")), ("embedder", recogniser.embedder()), ("role", role)],
             1.0,
         )?;
+        self.access(&snapshot)?;
         self.system(&snapshot)?;
         if let Some(tls) = &self.sources.tls {
             snapshot.gauge(
@@ -156,6 +160,22 @@ impl Exposition {
             snapshot.backlog(backlog, *groups_unknowns)?;
         }
         Ok(snapshot.0.gather())
+    }
+
+    /// Registers whether what is known of principals and tokens is up to date.
+    fn access(&self, snapshot: &Snapshot) -> prometheus::Result<()> {
+        let access = &self.sources.access;
+        snapshot.gauge(
+            "facepipe_access_age_seconds",
+            "Time since this process read the principals and tokens of the database: revocations since then are not known.",
+            seconds_since(access.read_at()),
+        )?;
+        let is_unusable = access.file().is_some_and(|file| file.is_unusable());
+        snapshot.gauge(
+            "facepipe_token_file_unusable",
+            "Whether the token file is missing or invalid, so that the tokens before it stay.",
+            if is_unusable { 1.0 } else { 0.0 },
+        )
     }
 
     /// Registers the metrics of disks and of the process.

@@ -1,5 +1,6 @@
 //! Persistent state: rows in a SQL database, bytes in a blob store.
 
+pub mod access_follower;
 pub mod blobs;
 pub mod ledger;
 pub mod lock;
@@ -45,6 +46,15 @@ pub enum StoreError {
     /// No cluster of unknown faces has this id.
     #[error("no such cluster")]
     UnknownNotFound,
+    /// A principal with this name exists.
+    #[error("the principal exists")]
+    PrincipalExists,
+    /// No principal has this id.
+    #[error("no such principal")]
+    PrincipalNotFound,
+    /// No token has this id.
+    #[error("no such token")]
+    TokenNotFound,
     /// Clusters cannot be merged or divided as asked.
     #[error("{0}")]
     ClusterConflict(#[from] sql::ClusterConflict),

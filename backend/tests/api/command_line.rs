@@ -404,14 +404,14 @@ fn a_public_address_without_tokens_is_warned_of() {
     fs::write(&tokens, "admin unspeakable-0123456789\n").unwrap();
     let tokens = tokens.to_str().unwrap();
     for (settings, warned) in [
-        (vec!["--listen", "0.0.0.0:0"], true),
+        (vec!["--listen", "0.0.0.0:0", "--insecure"], true),
         (vec!["--listen", "127.0.0.1:0"], false),
         (vec!["--listen", "0.0.0.0:0", "--token-file", tokens], false),
     ] {
         let (running, _) = Running::start_with(folder.path(), &models, &settings);
         let log = running.log();
         assert!(log.contains("\"ready\""), "{log}");
-        assert_eq!(log.contains("there is no token_file"), warned, "{settings:?}: {log}");
+        assert_eq!(log.contains("and insecure is set"), warned, "{settings:?}: {log}");
         assert!(!log.contains("unspeakable-0123456789"), "{log}");
     }
 }

@@ -209,7 +209,7 @@ fn systemd_is_notified_of_ready_watchdog_and_stopping() {
             let length = socket.recv(&mut text).unwrap();
             String::from_utf8(text[..length].to_vec()).unwrap()
         };
-        let settings = ["--listen", "0.0.0.0:0", "--metrics-listen", "off"];
+        let settings = ["--listen", "0.0.0.0:0", "--insecure", "--metrics-listen", "off"];
         let told = [("NOTIFY_SOCKET", name.as_str()), ("WATCHDOG_USEC", "300000")];
         let (running, _) = Running::start_in(folder.path(), &models, &settings, &told);
         assert!(next().starts_with("READY=1\n"), "nothing comes before");

@@ -111,7 +111,7 @@ async fn path_traversal_finds_nothing() {
         ("//dataset/x", 404, "not_found"),
     ] {
         let method = if status == 405 { "PUT" } else { "POST" };
-        let request = format!("{method} {target} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let request = format!("{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let answer = raw(&server.url, &request).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{target}: {answer}");
         assert!(answer.contains(code), "{target}: {answer}");
@@ -336,7 +336,7 @@ async fn a_stalled_client_gets_408_and_is_disconnected() {
     let server = start!(|config| config.listener.request_timeout_s = 1);
     let head = |method: &str, path: &str, content_type: &str| {
         format!(
-            "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\nContent-Type: {content_type}\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\nContent-Type: {content_type}\r\n\r\n"
         )
     };
     let form = "multipart/form-data; boundary=B";
@@ -355,7 +355,7 @@ async fn a_stalled_client_gets_408_and_is_disconnected() {
         ),
         (head("PATCH", "/dataset/x", "application/json") + "{\"face_id\":", "request_timeout"),
         // Before the request's head is complete.
-        ("POST /face-recognition/get-results HTTP/1.1\r\nHost: x\r\nContent-".to_owned(), ""),
+        ("POST /face-recognition/get-results HTTP/1.1\r\nHost: localhost\r\nContent-".to_owned(), ""),
     ];
     let begun = Instant::now();
     let answers = cases.map(|(request, code)| {

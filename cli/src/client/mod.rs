@@ -14,18 +14,19 @@ use std::{
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value, json};
 
 pub use self::{
     error::ClientError,
     transport::{REQUEST_TIMEOUT, RETRY_LIMIT, Settings},
     types::{
-        AddedImage, AddedToCohort, Cameras, Cohort, CohortOutcome, Conflict, ConflictingImage, Dataset,
-        DatasetEntry, Decision, Detection, Detections, EnrolledFace, EnrolmentWarning, ErasedFromCohort,
-        ErrorDetail, ErrorRate, Face, FaceQuality, Image, ImageDetails, Job, JobStatus, Jobs,
-        JudgedProposals, LastKnownLocation, Model, ModelCalibration, ModelWarning, Models, NamedPerson,
-        NamedUnknown, PersonImages, Proposals, Results, Sighting, Sightings, SplitUnknown, Track, Unknown,
-        UnknownDetails, Unknowns, Verification,
+        AccessToken, AccessTokens, AddedImage, AddedPrincipal, AddedToCohort, Cameras, Cohort, CohortOutcome,
+        Conflict, ConflictingImage, Dataset, DatasetEntry, Decision, Detection, Detections, EnrolledFace,
+        EnrolmentWarning, ErasedFromCohort, ErrorDetail, ErrorRate, Face, FaceQuality, Image, ImageDetails,
+        IssuedToken, Job, JobStatus, Jobs, JudgedProposals, LastKnownLocation, Model, ModelCalibration,
+        ModelWarning, Models, NamedPerson, NamedUnknown, PersonImages, Principal, Principals, Proposals,
+        Results, RotatedToken, Sighting, Sightings, SplitUnknown, Track, Unknown, UnknownDetails, Unknowns,
+        Verification,
     },
 };
 use self::{
@@ -393,6 +394,49 @@ impl Client {
     /// Starts grouping all unknown faces together again.
     pub async fn recluster_unknowns(&self) -> Result<Job, ClientError> {
         self.transport.call(&operation::RECLUSTER_UNKNOWNS, &[], &[], Body::Nothing).await
+    }
+
+    /// Returns everybody who has access.
+    pub async fn principals(&self) -> Result<Principals, ClientError> {
+        self.transport.call(&operation::PRINCIPALS, &[], &[], Body::Nothing).await
+    }
+
+    /// Gives access to a camera, person or program.
+    pub async fn add_principal(&self, new: Value) -> Result<AddedPrincipal, ClientError> {
+        self.transport.call(&operation::ADD_PRINCIPAL, &[], &[], Body::Json(new)).await
+    }
+
+    /// Changes what a camera, person or program may do.
+    pub async fn change_principal(&self, id: i64, change: Value) -> Result<Principal, ClientError> {
+        self.transport.call(&operation::CHANGE_PRINCIPAL, &[&id.to_string()], &[], Body::Json(change)).await
+    }
+
+    /// Takes access away from a camera, person or program.
+    pub async fn remove_principal(&self, id: i64) -> Result<(), ClientError> {
+        self.transport.send(&operation::REMOVE_PRINCIPAL, &[&id.to_string()], &[], Body::Nothing).await?;
+        Ok(())
+    }
+
+    /// Returns the tokens of a camera, person or program.
+    pub async fn access_tokens(&self, principal: i64) -> Result<AccessTokens, ClientError> {
+        self.transport.call(&operation::ACCESS_TOKENS, &[&principal.to_string()], &[], Body::Nothing).await
+    }
+
+    /// Makes a token.
+    pub async fn add_token(&self, principal: i64, new: Value) -> Result<IssuedToken, ClientError> {
+        self.transport.call(&operation::ADD_TOKEN, &[&principal.to_string()], &[], Body::Json(new)).await
+    }
+
+    /// Replaces a token by a new one.
+    pub async fn rotate_token(&self, id: i64, rotation: Value) -> Result<RotatedToken, ClientError> {
+        self.transport.call(&operation::ROTATE_TOKEN, &[&id.to_string()], &[], Body::Json(rotation)).await
+    }
+
+    /// Revokes a token. Returns false if there is no such token.
+    pub async fn revoke_token(&self, id: i64) -> Result<bool, ClientError> {
+        let answer =
+            self.transport.send(&operation::REVOKE_TOKEN, &[&id.to_string()], &[], Body::Nothing).await;
+        Ok(none_if("token_not_found", answer)?.is_some())
     }
 
     /// Returns every camera that has a detection.

@@ -23,6 +23,14 @@ macro_rules! operations {
 }
 
 operations! {
+    ACCESS_TOKENS: GET "/access/principals/{principal_id}/tokens",
+    ADD_PRINCIPAL: POST "/access/principals",
+    ADD_TOKEN: POST "/access/principals/{principal_id}/tokens",
+    CHANGE_PRINCIPAL: PATCH "/access/principals/{principal_id}",
+    PRINCIPALS: GET "/access/principals",
+    REMOVE_PRINCIPAL: DELETE "/access/principals/{principal_id}",
+    REVOKE_TOKEN: DELETE "/access/tokens/{token_id}",
+    ROTATE_TOKEN: POST "/access/tokens/{token_id}/rotate",
     ACTIVATE_MODEL: POST "/model/{version}/activate",
     ADD_IMAGE: POST "/people/{person_id}/images",
     ADD_PERSON: POST "/people",

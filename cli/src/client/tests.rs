@@ -95,6 +95,12 @@ fn responses_are_parsed_completely() {
     parse_completely::<JudgedProposals>(&document, &operation::REFUSE_PROPOSALS, "200");
     parse_completely::<Job>(&document, &operation::SEARCH_PAST, "202");
     parse_completely::<Job>(&document, &operation::RECLUSTER_UNKNOWNS, "202");
+    parse_completely::<Principals>(&document, &operation::PRINCIPALS, "200");
+    parse_completely::<AddedPrincipal>(&document, &operation::ADD_PRINCIPAL, "201");
+    parse_completely::<Principal>(&document, &operation::CHANGE_PRINCIPAL, "200");
+    parse_completely::<AccessTokens>(&document, &operation::ACCESS_TOKENS, "200");
+    parse_completely::<IssuedToken>(&document, &operation::ADD_TOKEN, "201");
+    parse_completely::<RotatedToken>(&document, &operation::ROTATE_TOKEN, "201");
     parse_completely::<Cameras>(&document, &operation::CAMERAS, "200");
 }
 
@@ -118,6 +124,14 @@ fn form_fields_are_in_the_document() {
     let selected = fields("ProposalSelection");
     assert!(["proposals", "person_id", "min_score"].iter().all(|field| selected[field].is_object()));
     assert!(fields("PersonName")["face_id"].is_object());
+    for name in ["kind", "name", "scopes", "camera_id", "any_camera", "may_see_names", "token"] {
+        assert!(fields("NewPrincipal")[name].is_object(), "{name}");
+    }
+    for name in ["name", "scopes", "camera_id", "any_camera", "may_see_names", "disabled"] {
+        assert!(fields("PrincipalUpdate")[name].is_object(), "{name}");
+    }
+    assert!(["name", "scopes", "expires_at"].iter().all(|name| fields("NewToken")[name].is_object()));
+    assert!(["overlap_s", "expires_at"].iter().all(|name| fields("Rotation")[name].is_object()));
 }
 
 #[test]

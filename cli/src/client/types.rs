@@ -865,6 +865,98 @@ pub struct JudgedProposals {
     pub not_found: u64,
 }
 
+/// `GET /access/principals`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Principals {
+    /// Ordered by name.
+    pub principals: Vec<Principal>,
+    /// List metadata.
+    pub meta: ListMeta,
+}
+
+/// A camera, person or program that has access.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Principal {
+    /// Its id.
+    pub principal_id: i64,
+    /// `camera` or `person`.
+    pub kind: String,
+    /// What it is called.
+    pub name: String,
+    /// What it may do.
+    pub scopes: Vec<String>,
+    /// The only camera that it may upload for; none for any.
+    pub camera_id: Option<String>,
+    /// Whether responses to its images name people.
+    pub may_see_names: bool,
+    /// Whether its tokens are refused.
+    pub disabled: bool,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// Tokens that have not expired.
+    pub tokens: u64,
+    /// The minute of the last use of a token, RFC 3339, UTC.
+    pub last_used_at: Option<String>,
+}
+
+/// `GET /access/principals/{principal_id}/tokens`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AccessTokens {
+    /// Oldest first.
+    pub tokens: Vec<AccessToken>,
+    /// List metadata.
+    pub meta: ListMeta,
+}
+
+/// A token, without the token itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AccessToken {
+    /// Its id.
+    pub token_id: i64,
+    /// Whose it is.
+    pub principal_id: i64,
+    /// What it is for.
+    pub name: String,
+    /// What it allows.
+    pub scopes: Vec<String>,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// RFC 3339, UTC.
+    pub expires_at: String,
+    /// The minute of the last use, RFC 3339, UTC.
+    pub last_used_at: Option<String>,
+    /// From where it was used last.
+    pub last_used_address: Option<String>,
+}
+
+/// A new token.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct IssuedToken {
+    /// The token itself.
+    pub token: String,
+    /// All else.
+    #[serde(flatten)]
+    pub details: AccessToken,
+}
+
+/// `POST /access/principals`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AddedPrincipal {
+    /// Who has access now.
+    pub principal: Principal,
+    /// The first token; none if the request wanted none.
+    pub token: Option<IssuedToken>,
+}
+
+/// `POST /access/tokens/{token_id}/rotate`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RotatedToken {
+    /// The new token.
+    pub new: IssuedToken,
+    /// The replaced one.
+    pub old: AccessToken,
+}
+
 /// `GET /cameras`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cameras {

@@ -225,6 +225,8 @@ fn label(face: &FaceRegion, recognition: Option<&RecognitionResult>) -> String {
         None => face.track_id.map(|id| format!("#{id}")).unwrap_or_default(),
         Some(RecognitionResult::NoFace) => "no face".into(),
         Some(RecognitionResult::Unknown) => "unknown".into(),
+        // The camera's token may not see names.
+        Some(RecognitionResult::Known { label, .. }) if label.is_empty() => "known".into(),
         Some(RecognitionResult::Known { label, confidence }) => {
             format!("{label} {:.0} %", confidence * 100.0)
         }

@@ -13,7 +13,7 @@
  * | white | has no result yet (`unanswered` chooses another colour, or no box) | its track id |
  * | red | the backend found no face | `no face` |
  * | blue | is unknown to the backend | `unknown` |
- * | green | is recognised | its Face ID and the confidence |
+ * | green | is recognised | its Face ID and the confidence; `known` where the camera's token may not see names |
  *
  * Results come from the `facesink-http` elements of the same pipeline; with several cameras in one pipeline, `camera-id`
  * selects one. An application passes results from elsewhere by the action signal `set-result`. Results belong to tracks, so

@@ -177,6 +177,8 @@ fn recognition(faces: &[Value]) -> RecognitionResult {
             label: label.to_owned(),
             confidence: number(face, "/top_prediction/confidence"),
         },
+        // The token may not see names.
+        (Some("known"), None) => RecognitionResult::Known { label: String::new(), confidence: 0.0 },
         _ => RecognitionResult::Unknown,
     }
 }
@@ -216,4 +218,25 @@ fn face_structure(face: &Value) -> gst::Structure {
         .field_if_some("box-right", number("/bounding_box/right"))
         .field_if_some("box-bottom", number("/bounding_box/bottom"))
         .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_known_face_without_a_name_is_known() {
+        let face = |decision: &str, prediction: Value| {
+            let corners = json!({ "left": 0, "top": 0, "right": 9, "bottom": 9 });
+            [json!({ "bounding_box": corners, "decision": decision, "top_prediction": prediction })]
+        };
+        let known = |label: &str, confidence| RecognitionResult::Known { label: label.into(), confidence };
+        let named = json!({ "label": "Ada", "confidence": 0.5 });
+        assert_eq!(recognition(&face("known", named.clone())), known("Ada", 0.5));
+        assert_eq!(recognition(&face("known", Value::Null)), known("", 0.0));
+        assert_eq!(recognition(&face("unknown", named)), RecognitionResult::Unknown);
+        assert_eq!(recognition(&[]), RecognitionResult::NoFace);
+    }
 }

@@ -131,7 +131,8 @@
  *   facecrop),
  *   `model-version` (string, absent if no model is trained), and `faces` (array of
  *   structures `face`, empty if there is none on the crop or the endpoint returns none): `decision` (string
- *   `known` or `unknown`), `label` (string) and `confidence` (double) of the top prediction, `threshold`
+ *   `known` or `unknown`), `label` (string) and `confidence` (double) of the top prediction (absent where the camera's token may
+ *   not see names), `threshold`
  *   (double), `detection-confidence` (double), `box-left`, `box-top`, `box-right`, `box-bottom` (double,
  *   pixels of the crop); fields that the backend left out are absent.
  * - Element message `facepipe-rejected`, for each crop that the backend rejected for good or that was given up: `key`,

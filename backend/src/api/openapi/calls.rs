@@ -23,6 +23,7 @@ use super::super::{
     warnings::{OtherPerson, Warning},
 };
 use crate::{
+    access::{PrincipalKind, Scope},
     domain::{
         AlikePair, CalibrationMethod, CohortSource, ErrorRate, JobKind, JobStatus, ModelCalibration,
         ModelWarning, ModelWarningCode, PersonReference,
@@ -88,6 +89,7 @@ pub const TAGS: &[(&str, &str)] = &[
     (RECOGNITION, "Recognising the faces of images."),
     (DATABASE, "Detections: who was seen where and when."),
     (UNKNOWNS, "Unknown people: who was seen and is not enrolled."),
+    (ACCESS, "Cameras, people and programs that may use the server, and their tokens."),
     (SERVER, "The server itself."),
     (DEBUG, "Diagnosing a deployment."),
 ];
@@ -98,6 +100,7 @@ pub const RECOGNITION: &str = "Face recognition";
 pub const DATABASE: &str = "Database";
 pub const UNKNOWNS: &str = "Unknown people";
 pub const SERVER: &str = "Server";
+pub const ACCESS: &str = "Access";
 pub const DEBUG: &str = "Debugging";
 
 /// What the document says of a call beyond the types of its handler.
@@ -189,6 +192,22 @@ pub fn parameters() -> Vec<(&'static str, Value)> {
             }),
         ),
         (
+            "principal_id",
+            json!({
+                "description": "The id of a camera, person or program, as `/access/principals` lists them.",
+                "schema": { "type": "integer", "format": "int64", "minimum": 1 },
+                "example": 7,
+            }),
+        ),
+        (
+            "token_id",
+            json!({
+                "description": "The token's id, as the tokens of a principal list it.",
+                "schema": { "type": "integer", "format": "int64", "minimum": 1 },
+                "example": 17,
+            }),
+        ),
+        (
             "detection_id",
             json!({
                 "description": "The detection's `id`.",
@@ -258,6 +277,21 @@ pub fn parameters() -> Vec<(&'static str, Value)> {
         ("limit", json!({ "schema": { "type": "integer", "minimum": 1, "maximum": 1000 }, "example": 100 })),
         ("cursor", json!({ "schema": { "type": "string", "pattern": "^[0-9a-f]{48}$" } })),
     ]
+}
+
+/// The kinds of stored principals.
+fn kinds() -> Value {
+    json!({ "enum": PrincipalKind::STORED.map(PrincipalKind::name) })
+}
+
+/// The rule of names of principals for ASCII; no control characters at all are allowed.
+fn principal_name() -> Value {
+    json!({ "minLength": 1, "maxLength": 200, "pattern": "^[^\\x00-\\x20\\x7f]([^\\x00-\\x1f\\x7f]*[^\\x00-\\x20\\x7f])?$" })
+}
+
+/// A list of scopes.
+fn scopes(at_least: usize) -> Value {
+    json!({ "minItems": at_least, "items": { "type": "string", "enum": Scope::ALL.map(Scope::name) }, "example": ["upload"] })
 }
 
 /// The headers of responses; `required` ones are in every response of their status.
@@ -371,6 +405,8 @@ pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
     vec![
         ("*", "captured_at", time()),
         ("*", "claimed_at", time()),
+        ("*", "expires_at", time()),
+        ("*", "last_used_at", time()),
         ("*", "created_at", time()),
         ("*", "finished_at", time()),
         ("*", "first_captured_at", time()),
@@ -399,6 +435,24 @@ pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
         ("Conflict", "images", json!({ "minItems": 2, "maxItems": 2 })),
         ("Image", "sha256", json!({ "pattern": "^[0-9a-f]{64}$" })),
         ("ImageDetails", "sha256", json!({ "pattern": "^[0-9a-f]{64}$" })),
+        ("NewPrincipal", "", json!({ "additionalProperties": false })),
+        ("NewPrincipal", "kind", kinds()),
+        ("NewPrincipal", "name", principal_name()),
+        ("NewPrincipal", "camera_id", principal_name()),
+        ("NewPrincipal", "scopes", scopes(1)),
+        ("NewToken", "", json!({ "additionalProperties": false })),
+        ("NewToken", "name", json!({ "maxLength": 200 })),
+        ("NewToken", "scopes", scopes(1)),
+        ("PrincipalUpdate", "", json!({ "additionalProperties": false })),
+        ("PrincipalUpdate", "name", principal_name()),
+        ("PrincipalUpdate", "camera_id", principal_name()),
+        ("PrincipalUpdate", "scopes", scopes(1)),
+        ("Rotation", "", json!({ "additionalProperties": false })),
+        ("Principal", "kind", kinds()),
+        ("Principal", "scopes", scopes(0)),
+        ("AccessToken", "scopes", scopes(0)),
+        ("IssuedToken", "scopes", scopes(0)),
+        ("IssuedToken", "token", json!({ "pattern": "^fp_[0-9a-f]{72}$" })),
         ("UnknownName", "", json!({ "additionalProperties": false })),
         ("UnknownName", "face_id", face_id()),
         ("Proposal", "decided", json!({ "enum": ["proposed", "refused"] })),
@@ -427,6 +481,9 @@ pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
 pub const OFTEN_ABSENT: &[(&str, &str)] = &[
     ("AddedImage", "warning"),
     ("Job", "error"),
+    ("Results", "names_withheld"),
+    ("StoredResults", "names_withheld"),
+    ("SentResults", "names_withheld"),
     ("RecognitionForm", "captured_at"),
     ("AddedImage", "notes"),
     ("AddedToCohort", "errors"),

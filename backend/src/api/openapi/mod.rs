@@ -5,7 +5,7 @@ mod calls;
 mod page;
 mod schemas;
 
-pub use calls::{Call, DATABASE, DATASET, DEBUG, Link, MODEL, RECOGNITION, SERVER, UNKNOWNS, call};
+pub use calls::{ACCESS, Call, DATABASE, DATASET, DEBUG, Link, MODEL, RECOGNITION, SERVER, UNKNOWNS, call};
 pub use page::{page_file, page_root, serve};
 
 use std::{
@@ -136,10 +136,7 @@ fn build() -> (Value, Vec<String>) {
         "MethodNotAllowed":
             builder.errors(&[ApiError::MethodNotAllowed { method: "PUT".into(), allowed: "GET, HEAD, POST".into() }]),
         UNAUTHORIZED: builder.errors(&[ApiError::Unauthorized(TokenProblem::Missing)]),
-        FORBIDDEN: builder.errors(&[ApiError::Forbidden {
-            needed: [Scope::Read].into_iter().collect(),
-            has: [Scope::Upload].into_iter().collect(),
-        }]),
+        FORBIDDEN: builder.errors(&forbidden()),
     });
     builder.check_used();
     let document = json!({
@@ -164,6 +161,16 @@ fn build() -> (Value, Vec<String>) {
         },
     });
     (document, builder.problems)
+}
+
+/// The errors of requests that may not be made by their principal, or at all.
+fn forbidden() -> Vec<ApiError> {
+    let only = |scope: Scope| [scope].into_iter().collect();
+    vec![
+        ApiError::Forbidden { needed: only(Scope::Read), has: only(Scope::Upload) },
+        ApiError::ForeignHost,
+        ApiError::ForeignOrigin,
+    ]
 }
 
 /// Collects paperclip's description of the routes, Swagger 2.
@@ -365,14 +372,17 @@ impl Builder {
             let error = ApiError::OtherRole { role: role.as_str(), served_by: served_by.as_str() };
             by_status.entry(error.status_code().as_u16()).or_default().push(error);
         }
-        for (status, errors) in by_status {
-            responses.insert(status.to_string(), self.errors(&errors));
-        }
         if place.scope.is_some() {
             for (status, name) in [("401", UNAUTHORIZED), ("403", FORBIDDEN)] {
                 let reference = json!({ "$ref": format!("#/components/responses/{name}") });
                 responses.insert(status.into(), reference);
             }
+            if let Some(own) = by_status.get_mut(&403) {
+                own.extend(forbidden());
+            }
+        }
+        for (status, errors) in by_status {
+            responses.insert(status.to_string(), self.errors(&errors));
         }
         responses.into()
     }

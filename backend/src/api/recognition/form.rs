@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Maximum length of `camera_id`, `location` and `key`, characters.
-const MAX_CHARACTERS: usize = 200;
+pub const MAX_CHARACTERS: usize = 200;
 /// Maximum length of `run_id`, characters.
 const MAX_RUN_CHARACTERS: usize = 64;
 
@@ -28,7 +28,8 @@ pub struct RecognitionForm {
     /// 1 to 64 images: JPEG, PNG, WebP, BMP or GIF, each at most 10 MiB and 50 million pixels (all can be
     /// configured). Their EXIF orientation is applied.
     image: Vec<ImagePart>,
-    /// Which camera took them: 1 to 200 characters, no control characters.
+    /// Which camera took them: 1 to 200 characters, no control characters. May be left out, or must be the same, where the token
+    /// is that of a camera.
     #[openapi(example = "gate-1")]
     pub camera_id: Option<TextPart>,
     /// Where the camera stands: at most 200 characters, no control characters.
@@ -206,7 +207,11 @@ pub fn required(field: &'static str, part: Option<&TextPart>, least: usize) -> R
     Ok(text.clone())
 }
 
-fn characters(text: &str, least: usize, most: usize) -> Result<(), String> {
+/// Checks the length of a text, in characters, and that it has no control characters.
+///
+/// # Errors
+/// A clause that says what it must be.
+pub fn characters(text: &str, least: usize, most: usize) -> Result<(), String> {
     let count = text.chars().count();
     if !(least..=most).contains(&count) {
         return Err(format!("has {count} characters, it must have {least} to {most}"));

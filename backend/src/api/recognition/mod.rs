@@ -3,7 +3,7 @@
 mod form;
 mod results;
 
-pub use form::{corners, per_image};
+pub use form::{MAX_CHARACTERS, characters, corners, per_image};
 pub use results::{BoundingBox, Decision, ImageError, ImageNote};
 
 use std::{
@@ -23,11 +23,13 @@ use self::{
 };
 use super::{
     State,
-    form::Form,
+    auth::Caller,
+    form::{Form, TextPart},
     response::{JsonResponse, NoContent},
     rfc3339,
 };
 use crate::{
+    access::Principal,
     domain::{EmbeddingSum, IdentifiedFace, Micros, TrackRef, now, people_of},
     error::ApiError,
     recognise::{ImageResult, RecogniseError, UploadedImage, VersionedModel},
@@ -46,6 +48,7 @@ const CLOCK_WARNING_INTERVAL: Duration = Duration::from_secs(600);
 #[api_v2_operation]
 pub async fn get_results(
     state: web::Data<State>,
+    Caller(principal): Caller,
     Form(form): Form<RecognitionForm>,
 ) -> Result<JsonResponse<Results>, ApiError> {
     let request = RecognitionRequest::read(form, &state.config.recognition)?;
@@ -61,6 +64,7 @@ pub async fn get_results(
         .flat_map(|(image, found)| found.iter().map(|face| Face::new(*image, face, &face_ids)))
         .collect();
     let body = RecognitionBody::new(recognised.model_version, NotStored {}, faces, errors, recognised.notes);
+    let body = body.seen_by(&principal);
     Ok(JsonResponse::new(Results(body)).headers([recognised.timing]))
 }
 
@@ -70,13 +74,18 @@ pub async fn get_results(
 /// mean embedding weighted by quality; where an image shows several faces, the main one is the track's, or else the largest.
 /// Earlier detections of the track follow the decision. An image with a key that was stored before gets its first response,
 /// and nothing is stored again. Where no image of the request can be read, the response is the first image's error.
+///
+/// The token of a camera fixes `camera_id`, which the form may then leave out, and keys are its own. Unless it may see names,
+/// faces have their `decision` without name, predictions and score.
 #[api_v2_operation]
 pub async fn store_results(
     state: web::Data<State>,
+    Caller(principal): Caller,
     Form(form): Form<RecognitionForm>,
 ) -> Result<JsonResponse<StoredResults, 201>, ApiError> {
     let outcome = |stored, repeated| Stored { stored, repeated };
-    let (body, timing) = recognise_and_store(&state, form, IdempotentCall::StoreResults, outcome).await?;
+    let (body, timing) =
+        recognise_and_store(&state, &principal, form, IdempotentCall::StoreResults, outcome).await?;
     Ok(JsonResponse::new(StoredResults(body)).headers([timing]))
 }
 
@@ -87,16 +96,20 @@ pub async fn store_results(
 /// which is the image's key and the face's number. An image with a key that was sent before gets its first response, and
 /// nothing is sent again. Crops of one track are decided together, as store-results does: a message has the decision of all
 /// crops so far. Where no image of the request can be read, the response is the first image's error.
+///
+/// The token of a camera is treated as by store-results; the `key` of its messages begins with a digest of the image's key.
 #[api_v2_operation]
 pub async fn send_results(
     state: web::Data<State>,
+    Caller(principal): Caller,
     Form(form): Form<RecognitionForm>,
 ) -> Result<JsonResponse<SentResults, 202>, ApiError> {
     if state.config.results.results_url.is_none() {
         return Err(ApiError::ResultsUrlMissing);
     }
     let outcome = |sent, repeated| Sent { sent, repeated };
-    let (body, timing) = recognise_and_store(&state, form, IdempotentCall::SendResults, outcome).await?;
+    let (body, timing) =
+        recognise_and_store(&state, &principal, form, IdempotentCall::SendResults, outcome).await?;
     Ok(JsonResponse::new(SentResults(body)).headers([timing]))
 }
 
@@ -106,14 +119,18 @@ type Header = (HeaderName, String);
 /// Recognises the faces of a form and stores them for `call`. `outcome` takes the number of faces and of repeated images.
 async fn recognise_and_store<Outcome>(
     state: &State,
+    principal: &Principal,
     form: RecognitionForm,
     call: IdempotentCall,
     outcome: impl FnOnce(usize, usize) -> Outcome,
 ) -> Result<(RecognitionBody<Outcome>, Header), ApiError> {
     let received_at = now();
-    let camera_id = required("camera_id", form.camera_id.as_ref(), 1)?;
+    let camera_id = camera_of(form.camera_id.as_ref(), principal)?;
     let location = required("location", form.location.as_ref(), 0)?;
-    let request = RecognitionRequest::read(form, &state.config.recognition)?;
+    let mut request = RecognitionRequest::read(form, &state.config.recognition)?;
+    for details in &mut request.details {
+        details.key = details.key.take().map(|key| principal.own_key(&key));
+    }
 
     let keys = request.details.iter().filter_map(|details| details.key.clone()).collect();
     let known = state.database.answered_keys(call, keys).await?;
@@ -193,7 +210,19 @@ async fn recognise_and_store<Outcome>(
         if repeated < stored.uploads.len() { recognised.model_version } else { first_version };
     let outcome = outcome(faces.len(), repeated);
     let body = RecognitionBody::new(model_version, outcome, faces, errors, recognised.notes);
-    Ok((body, recognised.timing))
+    Ok((body.seen_by(principal), recognised.timing))
+}
+
+/// The camera of a form; the token of a camera says it, and the form can only say the same.
+fn camera_of(sent: Option<&TextPart>, principal: &Principal) -> Result<String, ApiError> {
+    let Some(own) = &principal.camera_id else { return required("camera_id", sent, 1) };
+    match sent.map(|part| part.0.as_str()) {
+        Some(other) if !other.is_empty() && other != own => Err(ApiError::OtherCamera {
+            own: own.clone(),
+            sent: other.chars().take(MAX_CHARACTERS).collect(),
+        }),
+        _ => Ok(own.clone()),
+    }
 }
 
 /// Counts capture times that were replaced by the time of arrival, and logs one of them now and then.

@@ -6,7 +6,7 @@ use facepipe_vision::DecodeNote;
 use paperclip::actix::Apiv2Schema;
 use serde::Serialize;
 
-use crate::{domain::IdentifiedFace, error::ErrorDetail};
+use crate::{access::Principal, domain::IdentifiedFace, error::ErrorDetail};
 
 /// The notice where no model can identify faces.
 const NO_MODEL: &str = "no model trained yet: POST /model/optimized-train";
@@ -23,6 +23,10 @@ pub struct RecognitionBody<Outcome> {
     notice: Option<String>,
     #[serde(flatten)]
     outcome: Outcome,
+    /// True where names, predictions and scores were left out, since the token may not see names; absent otherwise.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[openapi(example = "true")]
+    names_withheld: bool,
     /// In the order of the images; an image without a face has none.
     faces: Vec<Face>,
     /// Images that could not be read, beside others that could.
@@ -81,7 +85,22 @@ impl<Outcome> RecognitionBody<Outcome> {
         notes: Vec<ImageNote>,
     ) -> Self {
         let notice = model_version.is_none().then(|| NO_MODEL.to_owned());
-        Self { model_version, notice, outcome, faces, errors, notes }
+        Self { model_version, notice, outcome, names_withheld: false, faces, errors, notes }
+    }
+
+    /// Returns the body as a principal may see it. Scores go with the names: they would tell step by step how to resemble
+    /// somebody.
+    #[must_use]
+    pub fn seen_by(mut self, principal: &Principal) -> Self {
+        if !principal.may_see_names {
+            self.names_withheld = true;
+            for face in &mut self.faces {
+                face.top_prediction = None;
+                face.score = None;
+                face.all_predictions = Vec::new();
+            }
+        }
+        self
     }
 }
 
@@ -118,12 +137,13 @@ pub struct Face {
     /// Probability that it is a face.
     #[openapi(minimum = 0, maximum = 1, example = "0.996")]
     detection_confidence: f32,
-    /// The first of `all_predictions`. Null where there is none.
+    /// The first of `all_predictions`. Null where there is none, and for tokens that may not see names.
     top_prediction: Option<Prediction>,
     /// Whether it shows the person of `top_prediction` or nobody who is enrolled. Unknown where the score is below the
     /// threshold, and where another person's mean embedding is nearer and no name has a probability of 0.5.
     decision: Decision,
-    /// Cosine to the mean embedding of the person of `top_prediction`. Null where no model measured it.
+    /// Cosine to the mean embedding of the person of `top_prediction`. Null where no model measured it, and for tokens
+    /// that may not see names.
     #[openapi(minimum = -1, maximum = 1, example = "0.8125")]
     score: Option<f32>,
     /// The minimum score of a known face.
@@ -133,7 +153,7 @@ pub struct Face {
     #[openapi(minimum = 1, example = "1")]
     crops: i64,
     /// The most probable people, the most probable first: as many as the request's `top_k` says, fewer where the model has
-    /// fewer people or one of them was erased since.
+    /// fewer people or one of them was erased since, and none for tokens that may not see names.
     all_predictions: Vec<Prediction>,
 }
 

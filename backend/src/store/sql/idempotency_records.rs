@@ -24,6 +24,7 @@ use super::{
 use uuid::Uuid;
 
 use crate::{
+    access::OWN_KEY,
     domain::{CaptureTime, IdentifiedFace, Micros, now, people_of},
     store::StoreError,
 };
@@ -339,7 +340,8 @@ fn store_messages(
     faces: &[IdentifiedFace],
     people: &HashSet<i64>,
 ) -> Result<(), StoreError> {
-    let image_key = upload.key.clone().unwrap_or_else(|| Uuid::now_v7().to_string());
+    let key = upload.key.as_deref().map(|key| key.trim_start_matches(OWN_KEY).to_owned());
+    let image_key = key.unwrap_or_else(|| Uuid::now_v7().to_string());
     for (number, face) in faces.iter().enumerate() {
         let identity = face.resolve(|person| people.contains(&person));
         let message = NewMessage {

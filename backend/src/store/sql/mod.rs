@@ -13,6 +13,7 @@
     )
 )]
 
+mod access;
 mod backlog;
 mod backup;
 mod cohort;
@@ -63,6 +64,7 @@ use crate::{config_errors::config_error, domain::SameName, traces};
 use connection::{ConnectError, Engine, Manager, Pool};
 use signals::ChangeSignals;
 
+pub use access::{NewPrincipal, NewToken, PrincipalChange, StoredAccess};
 pub use backlog::Backlog;
 pub use backup::{BackupSource, engine_of, is_empty, known_schema};
 pub use cohort::{CandidateTrack, CohortCandidate, CohortCount, CohortFilter, CohortMember, NewCohortMember};

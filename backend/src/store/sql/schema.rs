@@ -296,6 +296,42 @@ table! {
     }
 }
 
+table! {
+    principals (id) {
+        id -> BigInt,
+        kind -> Text,
+        name -> Text,
+        scopes -> Text,
+        camera_id -> Nullable<Text>,
+        may_see_names -> Bool,
+        disabled -> Bool,
+        created_at -> BigInt,
+    }
+}
+
+table! {
+    access_tokens (id) {
+        id -> BigInt,
+        principal_id -> BigInt,
+        name -> Text,
+        digest -> Text,
+        scopes -> Nullable<Text>,
+        created_at -> BigInt,
+        expires_at -> BigInt,
+        last_used_at -> Nullable<BigInt>,
+        last_used_address -> Nullable<Text>,
+    }
+}
+
+table! {
+    access_state (slot) {
+        slot -> Integer,
+        revision -> BigInt,
+        last_principal -> BigInt,
+        last_token -> BigInt,
+    }
+}
+
 joinable!(images -> people (person_id));
 joinable!(embeddings -> images (image_id));
 joinable!(active_model -> models (version));
