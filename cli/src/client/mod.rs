@@ -20,12 +20,12 @@ pub use self::{
     error::ClientError,
     transport::{REQUEST_TIMEOUT, RETRY_LIMIT, Settings},
     types::{
-        AddedImage, AddedToCohort, Cameras, Cohort, CohortOutcome, Conflict, ConflictingImage, Dataset,
-        DatasetEntry, Decision, Detection, Detections, EnrolledFace, EnrolmentWarning, ErasedFromCohort,
-        ErrorDetail, ErrorRate, Face, FaceQuality, Image, ImageDetails, Job, JobStatus, Jobs,
-        JudgedProposals, LastKnownLocation, Model, ModelCalibration, ModelWarning, Models, NamedPerson,
-        NamedUnknown, PersonImages, Proposals, Results, Sighting, Sightings, SplitUnknown, Track, Unknown,
-        UnknownDetails, Unknowns, Verification,
+        AddedImage, AddedToCohort, AuditEntries, AuditEntry, AuditVerification, Cameras, Cohort,
+        CohortOutcome, Conflict, ConflictingImage, Dataset, DatasetEntry, Decision, Detection, Detections,
+        EnrolledFace, EnrolmentWarning, ErasedFromCohort, ErrorDetail, ErrorRate, Face, FaceQuality, Image,
+        ImageDetails, Job, JobStatus, Jobs, JudgedProposals, LastKnownLocation, Model, ModelCalibration,
+        ModelWarning, Models, NamedPerson, NamedUnknown, PersonImages, Proposals, Results, Sighting,
+        Sightings, SplitUnknown, Track, Unknown, UnknownDetails, Unknowns, Verification,
     },
 };
 use self::{
@@ -273,6 +273,16 @@ impl Client {
     pub async fn sightings(&self, query: &[(&str, String)]) -> Result<Sightings, ClientError> {
         let query = self.with_person_id(query).await?;
         self.transport.call(&operation::SIGHTINGS, &[], &query, Body::Nothing).await
+    }
+
+    /// Returns a page of the audit log.
+    pub async fn audit(&self, query: &[(&str, String)]) -> Result<AuditEntries, ClientError> {
+        self.transport.call(&operation::AUDIT, &[], query, Body::Nothing).await
+    }
+
+    /// Checks the audit log.
+    pub async fn verify_audit(&self) -> Result<AuditVerification, ClientError> {
+        self.transport.call(&operation::VERIFY_AUDIT, &[], &[], Body::Nothing).await
     }
 
     /// Returns a page of detections. `person` in the query is a Face ID.

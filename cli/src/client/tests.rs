@@ -95,6 +95,8 @@ fn responses_are_parsed_completely() {
     parse_completely::<JudgedProposals>(&document, &operation::REFUSE_PROPOSALS, "200");
     parse_completely::<Job>(&document, &operation::SEARCH_PAST, "202");
     parse_completely::<Job>(&document, &operation::RECLUSTER_UNKNOWNS, "202");
+    parse_completely::<AuditEntries>(&document, &operation::AUDIT, "200");
+    parse_completely::<AuditVerification>(&document, &operation::VERIFY_AUDIT, "200");
     parse_completely::<Cameras>(&document, &operation::CAMERAS, "200");
 }
 

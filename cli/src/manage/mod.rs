@@ -1,5 +1,6 @@
 //! Administration of the server: people, images, detections, sightings, unknown people, cameras, jobs and trained models.
 
+mod audit;
 mod cameras;
 mod detections;
 mod images;
@@ -22,16 +23,16 @@ use serde::Serialize;
 use serde_json::json;
 
 pub use self::{
-    cameras::Options as CamerasOptions, detections::Options as DetectionsOptions,
-    images::Options as ImagesOptions, jobs::Options as JobsOptions, locate::Options as LocateOptions,
-    people::Options as PeopleOptions, proposals::Options as ProposalsOptions,
-    sightings::Options as SightingsOptions, trained::Action as TrainedAction,
-    unknowns::Options as UnknownsOptions,
+    audit::Options as AuditOptions, cameras::Options as CamerasOptions,
+    detections::Options as DetectionsOptions, images::Options as ImagesOptions, jobs::Options as JobsOptions,
+    locate::Options as LocateOptions, people::Options as PeopleOptions,
+    proposals::Options as ProposalsOptions, sightings::Options as SightingsOptions,
+    trained::Action as TrainedAction, unknowns::Options as UnknownsOptions,
 };
 pub use self::{
-    cameras::run as cameras, detections::run as detections, images::run as images, jobs::run as jobs,
-    locate::run as locate, people::run as people, proposals::run as proposals, sightings::run as sightings,
-    trained::run as trained, unknowns::run as unknowns,
+    audit::run as audit, cameras::run as cameras, detections::run as detections, images::run as images,
+    jobs::run as jobs, locate::run as locate, people::run as people, proposals::run as proposals,
+    sightings::run as sightings, trained::run as trained, unknowns::run as unknowns,
 };
 use crate::{
     client::{Client, ClientError, Job},
