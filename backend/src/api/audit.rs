@@ -114,7 +114,7 @@ pub struct AuditObject {
     id: Option<String>,
     /// HMAC-SHA-256 of kind and id with a key of this deployment, hexadecimal: the same in all entries about it.
     #[openapi(example = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae")]
-    hash: Option<String>,
+    hash: String,
     /// The hash of the person whom it belongs to or who was searched for. Null where that is nobody, nobody in particular, or
     /// the object itself.
     #[openapi(example = "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9")]
@@ -237,7 +237,7 @@ impl AuditEntry {
             object: row.object_kind.map(|kind| AuditObject {
                 kind,
                 id: object_id,
-                hash: object_hash,
+                hash: object_hash.unwrap_or_default(),
                 person_hash,
             }),
             request_id: row.request_id,

@@ -712,7 +712,7 @@ pub struct AuditObject {
     /// Its id while it exists.
     pub id: Option<String>,
     /// Its keyed hash.
-    pub hash: Option<String>,
+    pub hash: String,
     /// The keyed hash of the person whom it belongs to.
     pub person_hash: Option<String>,
 }

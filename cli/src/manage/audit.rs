@@ -137,7 +137,7 @@ fn row(entry: &AuditEntry) -> [String; 8] {
     let id = principal.id.map(|id| format!(" {id}")).unwrap_or_default();
     let dash = || "-".to_owned();
     let about = entry.object.as_ref().map_or_else(dash, |object| {
-        let id = object.id.clone().or_else(|| Some(format!("#{}", object.hash.as_ref()?.get(..12)?)));
+        let id = object.id.clone().or_else(|| Some(format!("#{}", object.hash.get(..12)?)));
         format!("{} {}", object.kind, id.unwrap_or_else(dash))
     });
     let calls = if entry.calls > 1 { format!(" x{}", entry.calls) } else { String::new() };
