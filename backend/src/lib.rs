@@ -4,6 +4,7 @@
 mod access;
 mod api;
 mod application;
+mod audit;
 mod backup;
 mod cohort;
 pub mod commands;
@@ -36,9 +37,10 @@ mod watched_file;
 pub use api::document as openapi_document;
 pub use application::{Application, StopHandle};
 pub use config::{
-    Args, BrowserConfig, CohortConfig, Command, Config, DatabaseConfig, DatasetConfig, DeploymentConfig,
-    ErasedDetections, ListenerConfig, LogFormat, LoggingConfig, RecognitionConfig, ResultsConfig,
-    RetentionConfig, ServerRole, Settings, StorageConfig, TlsConfig, UnknownsConfig,
+    Args, AuditConfig, AuditSwitch, BrowserConfig, CohortConfig, Command, Config, DatabaseConfig,
+    DatasetConfig, DeploymentConfig, ErasedDetections, ListenerConfig, LogFormat, LoggingConfig,
+    RecognitionConfig, ResultsConfig, RetentionConfig, ServerRole, Settings, StorageConfig, TlsConfig,
+    UnknownsConfig,
 };
 
 /// What benchmarks measure on its own. Not part of the interface.

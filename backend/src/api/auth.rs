@@ -58,6 +58,8 @@ fn admit(request: &ServiceRequest) -> Result<Arc<Principal>, ApiError> {
             if principal.scopes.allows_any(needed) {
                 Ok(principal)
             } else {
+                // The audit log says who was refused.
+                request.extensions_mut().insert(Arc::clone(&principal));
                 Err(ApiError::Forbidden { needed, has: principal.scopes })
             }
         }

@@ -16,7 +16,7 @@ use super::{
     quality::{ImageFace, Quality},
     recognition::{BoundingBox, ImageNote},
     response::{ImageContent, JsonResponse, NoContent},
-    rfc3339,
+    rfc3339, trail,
     warnings::{Warning, doubts},
 };
 use crate::{
@@ -376,7 +376,9 @@ pub async fn add(
     state: web::Data<State>,
     path: web::Path<String>,
 ) -> Result<JsonResponse<Added, 201>, ApiError> {
-    Ok(JsonResponse::new(state.database.add_person(&face_id(path)?).await?.into()))
+    let person = state.database.add_person(&face_id(path)?).await?;
+    trail::is_about_person(person.id);
+    Ok(JsonResponse::new(person.into()))
 }
 
 /// Enrols an image of a person's face with its embedding: both, or nothing
@@ -454,6 +456,7 @@ pub async fn enrol(
         }
         return Err(error.into());
     }
+    trail::is_about_image(&image_id, person.id);
     if !similar.is_empty() {
         let pair = |other: &sql::SimilarImage| (image_id.clone(), other.image_id.clone(), other.similarity);
         if let Err(error) = state.database.record_similar(similar.iter().map(pair).collect()).await {

@@ -14,7 +14,7 @@ use super::{
     parse_time,
     recognition::BoundingBox,
     response::{Csv, JsonResponse, NoContent, OneOf, csv_of, prefers},
-    rfc3339,
+    rfc3339, trail,
 };
 use crate::{
     domain::{
@@ -295,6 +295,9 @@ pub async fn list(
 #[api_v2_operation]
 pub async fn get(state: web::Data<State>, id: web::Path<String>) -> Result<web::Json<Detection>, ApiError> {
     let row = state.database.detection(detection_id(&id)?).await?;
+    if let Some(person) = row.person_id {
+        trail::belongs_to(person);
+    }
     Ok(web::Json(Detection::try_from(row)?))
 }
 
@@ -434,10 +437,14 @@ async fn followed(
     let limit = i64::from(limit.map_or(Ok(LIST_LIMIT), limit_of)?);
     let person = person_of(person, person_id)?;
     let filter = DetectionFilter { person, camera_id: camera, location, ..DetectionFilter::default() };
-    Ok(match following {
+    let rows = match following {
         Following::Arrivals => state.database.detections_after(filter, id, limit).await?,
         Following::Revisions => state.database.detections_revised_after(filter, id, limit).await?,
-    })
+    };
+    if rows.is_empty() {
+        trail::shows_nobody();
+    }
+    Ok(rows)
 }
 
 /// The person of a query, by name or by id.

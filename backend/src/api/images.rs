@@ -9,7 +9,7 @@ use super::{
     dataset::{SimilarImage, finish_erasure, image_content},
     quality::ImageFace,
     response::{ImageContent, NoContent},
-    rfc3339,
+    rfc3339, trail,
 };
 use crate::error::ApiError;
 
@@ -70,6 +70,7 @@ pub async fn get(
     image_id: web::Path<String>,
 ) -> Result<web::Json<ImageDetails>, ApiError> {
     let image = state.database.image(&image_id).await.map_err(|error| missing(error.into()))?;
+    trail::belongs_to(image.person.id);
     let embeddings = image
         .embeddings
         .into_iter()
@@ -93,7 +94,11 @@ pub async fn get(
 /// As `GET /dataset/{id}/image/{image_id}` has it, without a name in the address.
 #[api_v2_operation]
 pub async fn content(state: web::Data<State>, image_id: web::Path<String>) -> Result<ImageContent, ApiError> {
-    let key = async || Ok::<_, ApiError>(state.database.image(&image_id).await?.blob_key);
+    let key = async || {
+        let image = state.database.image(&image_id).await?;
+        trail::belongs_to(image.person.id);
+        Ok::<_, ApiError>(image.blob_key)
+    };
     image_content(&state, key).await.map_err(missing)
 }
 

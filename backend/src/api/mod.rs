@@ -1,6 +1,7 @@
 //! The HTTP API: a file per resource, [`routes`] with the table of routes, and what all calls share.
 
 mod access;
+mod audit;
 mod auth;
 mod body;
 mod cameras;
@@ -32,6 +33,7 @@ mod roles;
 mod root;
 mod routes;
 mod sightings;
+mod trail;
 mod unknowns;
 mod verify;
 mod warnings;
@@ -44,6 +46,7 @@ pub use head::answer_head;
 pub use observe::observe;
 pub use openapi::{document, document_at};
 pub use roles::serve_role;
+pub use trail::{record, record_refusals};
 
 use std::sync::{Arc, atomic::AtomicBool};
 
@@ -55,6 +58,7 @@ use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use crate::{
     access::AccessControl,
+    audit::AuditLog,
     config::Config,
     domain::{FaceId, InvalidFaceId, Micros, to_micros},
     error::ApiError,
@@ -77,6 +81,8 @@ pub struct State {
     pub document: Bytes,
     /// Who may use the server.
     pub access: Arc<AccessControl>,
+    /// The audit log.
+    pub audit: AuditLog,
     /// The database.
     pub database: Database,
     /// The blob store: images and models.

@@ -12,6 +12,7 @@ use super::{
     form::Form,
     model::{self, Started, TrainQuery},
     response::{JsonResponse, NoContent},
+    trail,
 };
 use crate::{
     domain::{PersonId, PersonRef},
@@ -36,7 +37,9 @@ pub async fn add(
     body: web::Json<PersonName>,
 ) -> Result<JsonResponse<Added, 201>, ApiError> {
     let name = body.into_inner().checked()?;
-    Ok(JsonResponse::new(state.database.add_person(&name).await?.into()))
+    let person = state.database.add_person(&name).await?;
+    trail::is_about_person(person.id);
+    Ok(JsonResponse::new(person.into()))
 }
 
 /// Finds the person with a Face ID, without a name in the address
@@ -46,7 +49,9 @@ pub async fn search(
     body: web::Json<PersonName>,
 ) -> Result<web::Json<Added>, ApiError> {
     let name = body.into_inner().checked()?;
-    Ok(web::Json(state.database.person(&PersonRef::FaceId(name)).await?.into()))
+    let person = state.database.person(&PersonRef::FaceId(name)).await?;
+    trail::is_about_person(person.id);
+    Ok(web::Json(person.into()))
 }
 
 /// A person and the person's images, the oldest first

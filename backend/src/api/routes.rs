@@ -3,20 +3,25 @@
 
 use std::sync::LazyLock;
 
-use actix_web::{dev::ResourceDef, http::Method, web as actix};
+use actix_web::{
+    dev::{Path, ResourceDef},
+    http::Method,
+    web as actix,
+};
 use paperclip::actix::web;
 
 use super::{
-    access, cameras, cohort, database, dataset, debug, detections, guide, health, images, jobs,
+    access, audit, cameras, cohort, database, dataset, debug, detections, guide, health, images, jobs,
     method_not_allowed, model,
     openapi::{
-        self, ACCESS, Call, DATABASE, DATASET, DEBUG, Link, MODEL, RECOGNITION, SERVER, UNKNOWNS, call,
+        self, ACCESS, AUDIT, Call, DATABASE, DATASET, DEBUG, Link, MODEL, RECOGNITION, SERVER, UNKNOWNS, call,
     },
     people, proposals, recognition, root, sightings, unknowns, verify,
 };
 use crate::{
     access::{Scope, Scopes},
     config::ServerRole,
+    domain::AuditAction,
     error::examples::{
         ACCESS_FIELDS, CAMERA, CHANGE, DETAILS, DRAINING, DUPLICATE, EXISTS, FACE_ID, FIRST_PRINCIPAL, FORM,
         FULL, IMAGE, IMAGE_PARTS, JOB, JOB_END, JSON, LIMIT, MODEL_READ, MODEL_REMOVAL, MODELS, NEVER_SEEN,
@@ -42,6 +47,8 @@ pub struct RouteMethod {
     pub name: &'static str,
     /// The scope that it needs on a server that has tokens; `None` for none: probes, and the document with its pages.
     pub scope: Option<Scope>,
+    /// What the audit log records of it; `None` for what shows nobody and changes nothing.
+    pub audit: Option<AuditAction>,
     /// What the document says of it; `None` for a page.
     pub call: Option<Call>,
 }
@@ -55,10 +62,19 @@ macro_rules! scope {
     };
 }
 
+macro_rules! audit {
+    (Unaudited) => {
+        None
+    };
+    ($action:ident) => {
+        Some(AuditAction::$action)
+    };
+}
+
 macro_rules! routes {
     (
         calls { $($path:literal $role:ident {
-            $($method:ident $scope:ident $handler:path => $call:expr;)+
+            $($method:ident $scope:ident $audit:ident $handler:path => $call:expr;)+
         })+ }
         pages { $($page:literal => $page_handler:path;)+ }
     ) => {
@@ -70,13 +86,14 @@ macro_rules! routes {
                 methods: &[$(RouteMethod {
                     name: stringify!($method),
                     scope: scope!($scope),
+                    audit: audit!($audit),
                     call: Some($call),
                 }),+],
             },)+
             $(Route {
                 path: $page,
                 role: ServerRole::All,
-                methods: &[RouteMethod { name: "get", scope: None, call: None }],
+                methods: &[RouteMethod { name: "get", scope: None, audit: None, call: None }],
             },)+
         ];
 
@@ -104,27 +121,27 @@ macro_rules! routes {
 routes! {
     calls {
         "/" All {
-            get Open root::describe_service => Call {
+            get Open Unaudited root::describe_service => Call {
                 headers: &[(200, "Vary"), (307, "Location"), (307, "Vary")],
                 ..call(SERVER, &[])
             };
         }
 
         "/dataset" Manage {
-            get Read dataset::list => call(DATASET, &[ROWS]);
+            get Read Look dataset::list => call(DATASET, &[ROWS]);
         }
         // An empty id is an invalid id, not an unknown path.
         "/dataset/{id:[^/]*}" Manage {
-            get Read dataset::images => call(DATASET, &[FACE_ID, PERSON, ROWS]);
-            post Enrol dataset::add => call(DATASET, &[FACE_ID, EXISTS, CHANGE, ROWS]);
-            patch Enrol dataset::rename => call(DATASET, &[FACE_ID, JSON, PERSON, EXISTS, CHANGE, ROWS]);
-            delete Enrol dataset::erase => Call {
+            get Read Look dataset::images => call(DATASET, &[FACE_ID, PERSON, ROWS]);
+            post Enrol Enrol dataset::add => call(DATASET, &[FACE_ID, EXISTS, CHANGE, ROWS]);
+            patch Enrol Change dataset::rename => call(DATASET, &[FACE_ID, JSON, PERSON, EXISTS, CHANGE, ROWS]);
+            delete Enrol Erase dataset::erase => Call {
                 headers: &[(204, "Cache-Control")],
                 ..call(DATASET, &[FACE_ID, PERSON, CHANGE, ROWS])
             };
         }
         "/dataset/{id:[^/]*}/image" Manage {
-            post Enrol dataset::add_image => Call {
+            post Enrol Enrol dataset::add_image => Call {
                 links: &[
                     Link { status: 201, to: ("GET", "/dataset/{id}/image/{image_id}"), parameters: ENROLLED },
                     Link { status: 201, to: ("DELETE", "/dataset/{id}/image/{image_id}"), parameters: ENROLLED },
@@ -138,238 +155,245 @@ routes! {
             };
         }
         "/dataset/{id:[^/]*}/image/{image_id}" Manage {
-            get Read dataset::image => Call {
+            get Read Look dataset::image => Call {
                 headers: &[(200, "Cache-Control"), (200, "X-Content-Type-Options")],
                 ..call(DATASET, &[FACE_ID, PERSON_IMAGE, NO_PICTURE, ROWS])
             };
-            delete Enrol dataset::erase_image => call(DATASET, &[FACE_ID, PERSON_IMAGE, CHANGE, ROWS]);
+            delete Enrol Erase dataset::erase_image => call(DATASET, &[FACE_ID, PERSON_IMAGE, CHANGE, ROWS]);
         }
         "/people" Manage {
-            get Read people::list => call(DATASET, &[ROWS]);
-            post Enrol people::add => call(DATASET, &[FACE_ID, JSON, EXISTS, CHANGE, ROWS]);
+            get Read Look people::list => call(DATASET, &[ROWS]);
+            post Enrol Enrol people::add => call(DATASET, &[FACE_ID, JSON, EXISTS, CHANGE, ROWS]);
         }
         "/people/search" Manage {
-            post Read people::search => call(DATASET, &[FACE_ID, JSON, PERSON, ROWS]);
+            post Read Look people::search => call(DATASET, &[FACE_ID, JSON, PERSON, ROWS]);
         }
         "/people/{person_id}" Manage {
-            get Read people::images => call(DATASET, &[PATH, PERSON, ROWS]);
-            patch Enrol people::rename => call(DATASET, &[FACE_ID, JSON, PERSON, EXISTS, CHANGE, ROWS]);
-            delete Enrol people::erase => Call {
+            get Read Look people::images => call(DATASET, &[PATH, PERSON, ROWS]);
+            patch Enrol Change people::rename => call(DATASET, &[FACE_ID, JSON, PERSON, EXISTS, CHANGE, ROWS]);
+            delete Enrol Erase people::erase => Call {
                 headers: &[(204, "Cache-Control")],
                 ..call(DATASET, &[PATH, PERSON, CHANGE, ROWS])
             };
         }
         "/people/{person_id}/images" Manage {
-            post Enrol people::add_image =>
+            post Enrol Enrol people::add_image =>
                 call(DATASET, &[PATH, PERSON, FORM, IMAGE, DUPLICATE, ONE_FACE, QUALITY, QUEUE, CHANGE, ROWS]);
         }
         "/people/{person_id}/track" Manage {
-            get Read people::track => call(DATABASE, &[PAGE, PATH, PERSON, ROWS]);
+            get Read Look people::track => call(DATABASE, &[PAGE, PATH, PERSON, ROWS]);
         }
         "/people/{person_id}/search-past" Manage {
-            post Operate people::search_past => Call {
+            post Operate Search people::search_past => Call {
                 tag: UNKNOWNS,
                 errors: &[PATH, PERSON, NOT_IN_MODEL, QUERY, JOB, FULL, ROWS],
                 ..job_call()
             };
         }
         "/people/{person_id}/last-known-location" Manage {
-            get Read people::last_known_location => call(DATABASE, &[PATH, PERSON, NEVER_SEEN, ROWS]);
+            get Read Look people::last_known_location => call(DATABASE, &[PATH, PERSON, NEVER_SEEN, ROWS]);
         }
         "/images/{image_id}" Manage {
-            get Read images::get => call(DATASET, &[PATH, NO_IMAGE, ROWS]);
-            delete Enrol images::erase => call(DATASET, &[PATH, NO_IMAGE, CHANGE, ROWS]);
+            get Read Look images::get => call(DATASET, &[PATH, NO_IMAGE, ROWS]);
+            delete Enrol Erase images::erase => call(DATASET, &[PATH, NO_IMAGE, CHANGE, ROWS]);
         }
         "/images/{image_id}/content" Manage {
-            get Read images::content => Call {
+            get Read Look images::content => Call {
                 headers: &[(200, "Cache-Control"), (200, "X-Content-Type-Options")],
                 ..call(DATASET, &[PATH, NO_IMAGE, NO_PICTURE, ROWS])
             };
         }
 
         "/cohort" Manage {
-            get Read cohort::show => call(MODEL, &[ROWS]);
-            put Operate cohort::add => Call {
+            get Read Unaudited cohort::show => call(MODEL, &[ROWS]);
+            put Operate Enrol cohort::add => Call {
                 headers: &[(200, "Server-Timing")],
                 ..call(MODEL, &[FORM, IMAGE_PARTS, QUEUE, FULL, ROWS])
             };
-            delete Operate cohort::erase => call(MODEL, &[SELECTION, FULL, ROWS]);
+            delete Operate Erase cohort::erase => call(MODEL, &[SELECTION, FULL, ROWS]);
         }
 
         "/model" Manage {
-            get Read model::list => call(MODEL, &[ROWS]);
+            get Read Look model::list => call(MODEL, &[ROWS]);
         }
         "/model/optimized-train" Manage {
-            post Operate model::optimized_train => job_call();
+            post Operate Train model::optimized_train => job_call();
         }
         "/model/train" Manage {
-            post Operate model::train => job_call();
+            post Operate Train model::train => job_call();
         }
         "/model/generate-emb" Manage {
-            post Operate model::generate_emb => job_call();
+            post Operate Train model::generate_emb => job_call();
         }
         "/model/{version}" Manage {
-            get Read model::get => call(MODEL, &[PATH, MODEL_READ, ROWS]);
-            delete Operate model::remove => call(MODEL, &[PATH, MODEL_REMOVAL, FULL, ROWS]);
+            get Read Look model::get => call(MODEL, &[PATH, MODEL_READ, ROWS]);
+            delete Operate Erase model::remove => call(MODEL, &[PATH, MODEL_REMOVAL, FULL, ROWS]);
         }
         "/model/{version}/activate" Manage {
-            post Operate model::activate => call(MODEL, &[PATH, MODELS, FULL, ROWS]);
+            post Operate Activate model::activate => call(MODEL, &[PATH, MODELS, FULL, ROWS]);
         }
         "/jobs" Manage {
-            get Read jobs::list => call(MODEL, &[LIMIT, ROWS]);
+            get Read Unaudited jobs::list => call(MODEL, &[LIMIT, ROWS]);
         }
         "/jobs/{job_id}" Manage {
-            get Read jobs::get => call(MODEL, &[PATH, NO_JOB, ROWS]);
-            delete Operate jobs::cancel => call(MODEL, &[PATH, JOB_END, FULL, ROWS]);
+            get Read Unaudited jobs::get => call(MODEL, &[PATH, NO_JOB, ROWS]);
+            delete Operate Operate jobs::cancel => call(MODEL, &[PATH, JOB_END, FULL, ROWS]);
         }
 
         "/face-recognition/get-results" Recognize {
-            get Recognise recognition::get_results => Call {
+            get Recognise Recognise recognition::get_results => Call {
                 headers: &[(200, "Server-Timing")],
                 ..call(RECOGNITION, &[FORM, IMAGE, DETAILS, QUEUE, ROWS])
             };
-            post Recognise recognition::get_results => Call {
+            post Recognise Recognise recognition::get_results => Call {
                 headers: &[(200, "Server-Timing")],
                 ..call(RECOGNITION, &[FORM, IMAGE, DETAILS, QUEUE, ROWS])
             };
         }
         "/face-recognition/store-results" Recognize {
-            post Upload recognition::store_results => Call {
+            post Upload Unaudited recognition::store_results => Call {
                 headers: &[(201, "Server-Timing")],
                 required: &["camera_id", "location"],
                 ..call(RECOGNITION, &[FORM, IMAGE, CAMERA, OWN_CAMERA, DETAILS, QUEUE, FULL, ROWS])
             };
         }
         "/face-recognition/send-results" Recognize {
-            post Upload recognition::send_results => Call {
+            post Upload Unaudited recognition::send_results => Call {
                 headers: &[(202, "Server-Timing")],
                 required: &["camera_id", "location"],
                 ..call(RECOGNITION, &[FORM, IMAGE, SEND, OWN_CAMERA, DETAILS, QUEUE, FULL, ROWS])
             };
         }
         "/face-recognition/verify" Recognize {
-            post Recognise verify::verify => Call {
+            post Recognise Recognise verify::verify => Call {
                 headers: &[(200, "Server-Timing")],
                 ..call(RECOGNITION, &[FORM, TWO_IMAGES, ONE_FACE, QUEUE])
             };
         }
         "/face-recognition/dry-run" Recognize {
-            post Upload recognition::dry_run => call(RECOGNITION, &[FORM, IMAGE_PARTS, DETAILS]);
+            post Upload Unaudited recognition::dry_run => call(RECOGNITION, &[FORM, IMAGE_PARTS, DETAILS]);
         }
 
         "/database/people" Manage {
-            get Read database::people => call(DATABASE, &[ROWS]);
+            get Read Look database::people => call(DATABASE, &[ROWS]);
         }
         "/database/detections" Manage {
-            get Read detections::list => Call {
+            get Read Look detections::list => Call {
                 headers: &[(200, "Vary"), (200, "X-Next-Cursor")],
                 also: &[(200, "text/csv", CSV_EXAMPLE)],
                 ..call(DATABASE, &[PAGE, FACE_ID, PERSON, ROWS])
             };
         }
         "/database/sightings" Manage {
-            get Read sightings::list => Call {
+            get Read Look sightings::list => Call {
                 headers: &[(200, "Vary"), (200, "X-Next-Cursor")],
                 also: &[(200, "text/csv", SIGHTINGS_CSV_EXAMPLE)],
                 ..call(DATABASE, &[PAGE, FACE_ID, PERSON, ROWS])
             };
         }
         "/database/{id:[^/]*}/track" Manage {
-            get Read detections::track => call(DATABASE, &[PAGE, FACE_ID, PERSON, ROWS]);
+            get Read Look detections::track => call(DATABASE, &[PAGE, FACE_ID, PERSON, ROWS]);
         }
         "/database/{id:[^/]*}/last-known-location" Manage {
-            get Read database::last_known_location => call(DATABASE, &[FACE_ID, PERSON, NEVER_SEEN, ROWS]);
+            get Read Look database::last_known_location => call(DATABASE, &[FACE_ID, PERSON, NEVER_SEEN, ROWS]);
         }
         // After the paths of a person: a person may be called “detections”.
         "/database/detections/{detection_id:[^/]*}" Manage {
-            get Read detections::get => call(DATABASE, &[PATH, NO_DETECTION, ROWS]);
-            delete Enrol detections::erase => call(DATABASE, &[PATH, NO_DETECTION, FULL, ROWS]);
+            get Read Look detections::get => call(DATABASE, &[PATH, NO_DETECTION, ROWS]);
+            delete Enrol Erase detections::erase => call(DATABASE, &[PATH, NO_DETECTION, FULL, ROWS]);
         }
         "/cameras" Manage {
-            get Read cameras::list => call(DATABASE, &[ROWS]);
+            get Read Unaudited cameras::list => call(DATABASE, &[ROWS]);
         }
 
         "/unknowns" Manage {
-            get Read unknowns::list => call(UNKNOWNS, &[PAGE, ROWS]);
+            get Read Look unknowns::list => call(UNKNOWNS, &[PAGE, ROWS]);
         }
         "/unknowns/recluster" Manage {
-            post Operate unknowns::regroup => Call { tag: UNKNOWNS, ..job_call() };
+            post Operate Train unknowns::regroup => Call { tag: UNKNOWNS, ..job_call() };
         }
         "/unknowns/{unknown_id:[^/]*}" Manage {
-            get Read unknowns::get => call(UNKNOWNS, &[PATH, LIMIT, NO_UNKNOWN, ROWS]);
-            delete Enrol unknowns::erase => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
+            get Read Look unknowns::get => call(UNKNOWNS, &[PATH, LIMIT, NO_UNKNOWN, ROWS]);
+            delete Enrol Erase unknowns::erase => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
         }
         "/unknowns/{unknown_id:[^/]*}/merge" Manage {
-            post Enrol unknowns::merge => call(UNKNOWNS, &[PATH, JSON, UNKNOWN_IDS, NO_UNKNOWN, FULL, ROWS]);
+            post Enrol Change unknowns::merge => call(UNKNOWNS, &[PATH, JSON, UNKNOWN_IDS, NO_UNKNOWN, FULL, ROWS]);
         }
         "/unknowns/{unknown_id:[^/]*}/split" Manage {
-            post Enrol unknowns::split => call(UNKNOWNS, &[PATH, JSON, UNKNOWN_FACES, NO_UNKNOWN, FULL, ROWS]);
+            post Enrol Change unknowns::split => call(UNKNOWNS, &[PATH, JSON, UNKNOWN_FACES, NO_UNKNOWN, FULL, ROWS]);
         }
         "/unknowns/{unknown_id:[^/]*}/pictures/{detection_id}" Manage {
-            get Read unknowns::picture => Call {
+            get Read Look unknowns::picture => Call {
                 headers: &[(200, "Cache-Control"), (200, "X-Content-Type-Options")],
                 ..call(UNKNOWNS, &[PATH, NO_UNKNOWN, NO_DETECTION, NO_PICTURE, ROWS])
             };
         }
         "/unknowns/{unknown_id:[^/]*}/name" Manage {
-            post Enrol unknowns::name =>
+            post Enrol Enrol unknowns::name =>
                 call(UNKNOWNS, &[PATH, FACE_ID, JSON, EXISTS, NO_UNKNOWN, CHANGE, ROWS]);
         }
         "/unknowns/{unknown_id:[^/]*}/ignore" Manage {
-            post Enrol unknowns::ignore => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
-            delete Enrol unknowns::stop_ignoring => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
+            post Enrol Change unknowns::ignore => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
+            delete Enrol Change unknowns::stop_ignoring => call(UNKNOWNS, &[PATH, NO_UNKNOWN, FULL, ROWS]);
         }
         "/proposals" Manage {
-            get Read proposals::list => call(UNKNOWNS, &[PAGE, FACE_ID, PERSON, ROWS]);
+            get Read Look proposals::list => call(UNKNOWNS, &[PAGE, FACE_ID, PERSON, ROWS]);
         }
         "/proposals/accept" Manage {
-            post Enrol proposals::accept => call(UNKNOWNS, &[JSON, SELECTED, PERSON, FULL, ROWS]);
+            post Enrol Enrol proposals::accept => call(UNKNOWNS, &[JSON, SELECTED, PERSON, FULL, ROWS]);
         }
         "/proposals/refuse" Manage {
-            post Enrol proposals::refuse => call(UNKNOWNS, &[JSON, SELECTED, PERSON, FULL, ROWS]);
+            post Enrol Change proposals::refuse => call(UNKNOWNS, &[JSON, SELECTED, PERSON, FULL, ROWS]);
+        }
+
+        "/audit" Manage {
+            get Admin Export audit::list => call(AUDIT, &[LIMIT, ROWS]);
+        }
+        "/audit/verify" Manage {
+            get Admin Unaudited audit::verify => call(AUDIT, &[ROWS]);
         }
 
         "/access/principals" Manage {
-            get Admin access::list => call(ACCESS, &[ROWS]);
-            post Admin access::add => call(ACCESS, &[JSON, ACCESS_FIELDS, PRINCIPAL_EXISTS, FIRST_PRINCIPAL, FULL, ROWS]);
+            get Admin Unaudited access::list => call(ACCESS, &[ROWS]);
+            post Admin Access access::add => call(ACCESS, &[JSON, ACCESS_FIELDS, PRINCIPAL_EXISTS, FIRST_PRINCIPAL, FULL, ROWS]);
         }
         "/access/principals/{principal_id}" Manage {
-            get Admin access::get => call(ACCESS, &[PATH, NO_PRINCIPAL, ROWS]);
-            patch Admin access::change =>
+            get Admin Unaudited access::get => call(ACCESS, &[PATH, NO_PRINCIPAL, ROWS]);
+            patch Admin Access access::change =>
                 call(ACCESS, &[PATH, JSON, ACCESS_FIELDS, NO_PRINCIPAL, PRINCIPAL_EXISTS, FULL, ROWS]);
-            delete Admin access::remove => call(ACCESS, &[PATH, NO_PRINCIPAL, FULL, ROWS]);
+            delete Admin Access access::remove => call(ACCESS, &[PATH, NO_PRINCIPAL, FULL, ROWS]);
         }
         "/access/principals/{principal_id}/tokens" Manage {
-            get Admin access::tokens => call(ACCESS, &[PATH, NO_PRINCIPAL, ROWS]);
-            post Admin access::add_token => call(ACCESS, &[PATH, JSON, ACCESS_FIELDS, NO_PRINCIPAL, FULL, ROWS]);
+            get Admin Unaudited access::tokens => call(ACCESS, &[PATH, NO_PRINCIPAL, ROWS]);
+            post Admin Access access::add_token => call(ACCESS, &[PATH, JSON, ACCESS_FIELDS, NO_PRINCIPAL, FULL, ROWS]);
         }
         "/access/tokens/{token_id}" Manage {
-            delete Admin access::revoke => call(ACCESS, &[PATH, NO_TOKEN, FULL, ROWS]);
+            delete Admin Access access::revoke => call(ACCESS, &[PATH, NO_TOKEN, FULL, ROWS]);
         }
         "/access/tokens/{token_id}/rotate" Manage {
-            post Admin access::rotate => call(ACCESS, &[PATH, JSON, ACCESS_FIELDS, NO_TOKEN, FULL, ROWS]);
+            post Admin Access access::rotate => call(ACCESS, &[PATH, JSON, ACCESS_FIELDS, NO_TOKEN, FULL, ROWS]);
         }
 
         "/startupz" All {
-            get Open health::started => call(SERVER, &[]);
+            get Open Unaudited health::started => call(SERVER, &[]);
         }
         "/livez" All {
-            get Open health::live => call(SERVER, &[]);
+            get Open Unaudited health::live => call(SERVER, &[]);
         }
         "/readyz" All {
-            get Open health::ready => call(SERVER, &[DRAINING, ROWS]);
+            get Open Unaudited health::ready => call(SERVER, &[DRAINING, ROWS]);
         }
         "/openapi.json" All {
-            get Open openapi::serve => call(SERVER, &[]);
+            get Open Unaudited openapi::serve => call(SERVER, &[]);
         }
         "/debug/IP" All {
-            get Operate debug::ip => call(DEBUG, &[]);
+            get Operate Unaudited debug::ip => call(DEBUG, &[]);
         }
         "/debug/node-name" All {
-            get Operate debug::node_name => call(DEBUG, &[]);
+            get Operate Unaudited debug::node_name => call(DEBUG, &[]);
         }
         "/debug/unblock-dataset" Manage {
-            post Operate debug::unblock_dataset => call(DEBUG, &[FULL, ROWS]);
+            post Operate Operate debug::unblock_dataset => call(DEBUG, &[FULL, ROWS]);
         }
     }
     pages {
@@ -442,12 +466,24 @@ pub fn matching(path: &str) -> Option<&'static Route> {
     PATTERNS.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, route)| *route)
 }
 
+/// Returns the route that requests for a path reach, and the values of its parameters, which may still be percent-encoded.
+pub fn matching_with_parameters(path: &str) -> Option<(&'static Route, Vec<(String, String)>)> {
+    let mut captured = Path::new(path);
+    let (_, route) = PATTERNS.iter().find(|(pattern, _)| pattern.capture_match_info(&mut captured))?;
+    Some((*route, captured.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
+}
+
+/// Returns the method of a route that a request has; HEAD is GET.
+pub fn method_of(route: &'static Route, method: &Method) -> Option<&'static RouteMethod> {
+    let method = if *method == Method::HEAD { &Method::GET } else { method };
+    route.methods.iter().find(|taken| taken.name.eq_ignore_ascii_case(method.as_str()))
+}
+
 /// What a request needs: `sent` is its path as it was sent, `matched` as the router matches it. Another spelling of an open
 /// path is not open, an unknown path needs `admin`, and a method that a path does not take needs a scope of one that it takes.
 pub fn requirement(method: &Method, sent: &str, matched: &str) -> Requirement {
     let Some(route) = matching(matched) else { return Requirement::Any(Scopes::ADMIN) };
-    let method = if *method == Method::HEAD { &Method::GET } else { method };
-    let taken = route.methods.iter().find(|taken| taken.name.eq_ignore_ascii_case(method.as_str()));
+    let taken = method_of(route, method);
     let asked = taken.map_or(route.methods, std::slice::from_ref);
     let needs_none = asked.iter().any(|method| method.scope.is_none());
     if !needs_none {
@@ -561,6 +597,46 @@ mod tests {
             assert_ne!(needed(Method::GET, path), Requirement::Open, "{path}");
         }
         assert_ne!(requirement(&Method::GET, "/%6civez", "/livez"), Requirement::Open);
+    }
+
+    #[test]
+    fn every_call_that_changes_something_or_shows_somebody_is_audited() {
+        // What may stay out of the log: everything else has an action.
+        let unaudited = [
+            "get /jobs",
+            "get /jobs/{job_id}",
+            "get /cohort",
+            "get /cameras",
+            "get /debug/IP",
+            "get /debug/node-name",
+            "get /audit/verify",
+            "post /face-recognition/store-results",
+            "post /face-recognition/send-results",
+            "post /face-recognition/dry-run",
+        ];
+        for route in ROUTES {
+            for method in route.methods {
+                let call = format!("{} {}", method.name, route.plain_path());
+                let reads_access = method.name == "get" && route.path.starts_with("/access");
+                let may_stay_out =
+                    method.scope.is_none() || reads_access || unaudited.contains(&call.as_str());
+                assert_eq!(method.audit.is_none(), may_stay_out, "{call}");
+                let reads = matches!(method.name, "get")
+                    || method.scope == Some(Scope::Recognise)
+                    || route.path == "/people/search";
+                assert!(method.audit.is_none_or(|action| action.only_reads() == reads), "{call}");
+            }
+        }
+    }
+
+    #[test]
+    fn parameters_of_a_path_are_found() {
+        let (route, parameters) = matching_with_parameters("/dataset/Ada%20L/image/7").unwrap();
+        assert_eq!(route.plain_path(), "/dataset/{id}/image/{image_id}");
+        let parameters: Vec<(&str, &str)> =
+            parameters.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(parameters, [("id", "Ada%20L"), ("image_id", "7")]);
+        assert!(matching_with_parameters("/nothing").is_none());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::{
     model::{self, Started, TrainQuery},
     page::{self, LIST_LIMIT, PageMeta, limit_of},
     response::{ImageContent, JsonResponse, NoContent},
-    rfc3339,
+    rfc3339, trail,
 };
 use crate::{
     domain::{self, FaceId, JobKind, UnknownFilter, UnknownId, UnknownOrder, UnknownPosition},
@@ -343,6 +343,7 @@ pub async fn name(
     let UnknownName { face_id, add_to_existing } = body.into_inner();
     let name = FaceId::try_from(face_id)?;
     let named = state.database.name_unknown(id, &name, add_to_existing.unwrap_or(false)).await?;
+    trail::belongs_to(named.person.id);
     unknowns::delete_blobs(&state.blobs, &named.blobs).await;
     if named.job.is_some() {
         // The named faces' embeddings were removed from their detections.

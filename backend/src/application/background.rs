@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::Services;
 use crate::{
     access::AccessControl,
+    audit::run_trimming,
     cohort::{CohortEmbedder, run_filling},
     config::Config,
     outbox::{self, OutboxOptions},
@@ -29,6 +30,8 @@ pub struct Background {
     training: Option<JoinHandle<()>>,
     /// Where there is an external API.
     sending: Option<JoinHandle<()>>,
+    /// Where the audit log is kept.
+    writing_audit: Option<JoinHandle<()>>,
     /// All others. A `JoinSet` rather than tokio-util's `TaskTracker`, which cannot abort a task that takes too long.
     others: JoinSet<()>,
 }
@@ -41,6 +44,7 @@ impl Background {
     pub async fn start(
         config: &Config,
         services: &Services,
+        writing_audit: Option<JoinHandle<()>>,
         access: &Arc<AccessControl>,
         tls: Option<Arc<ServerTls>>,
     ) -> anyhow::Result<Self> {
@@ -106,9 +110,11 @@ impl Background {
                 Arc::clone(metrics),
                 stop.clone(),
             ));
+            // Where the log is off as well: it may have been on before.
+            others.spawn(run_trimming(database.clone(), config.audit.max_age(), stop.clone()));
             sending = start_sending(config, services).await?;
         }
-        Ok(Self { stop: stop.clone(), trainer: trainer.clone(), training, sending, others })
+        Ok(Self { stop: stop.clone(), trainer: trainer.clone(), training, sending, writing_audit, others })
     }
 
     /// Tells all tasks to end and waits until they have, `patience` at most. The next start, or another server, resumes
@@ -130,6 +136,15 @@ impl Background {
                 tracing::warn!("stopped while results were being sent; they will be sent again");
             }
         };
+        let auditing = async {
+            if let Some(writing) = self.writing_audit
+                && tokio::time::timeout(patience, writing).await.is_err()
+            {
+                tracing::warn!(
+                    "stopped while the audit log was being written: refusals of the last minute may be missing"
+                );
+            }
+        };
         let others = async {
             let all = async { while self.others.join_next().await.is_some() {} };
             if tokio::time::timeout(patience, all).await.is_err() {
@@ -137,7 +152,7 @@ impl Background {
                 tracing::warn!("stopped during work in the background; the next start resumes it");
             }
         };
-        tokio::join!(training, sending, others);
+        tokio::join!(training, sending, auditing, others);
     }
 }
 

@@ -21,12 +21,14 @@ use actix_web::{
     web,
 };
 use anyhow::Context as _;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use self::background::Background;
 use crate::{
     access::AccessControl,
     api,
+    audit::AuditLog,
     config::{BrowserConfig, Config},
     config_errors, connection,
     exposition::{self, Exposition, Sources},
@@ -142,12 +144,13 @@ impl Application {
             tokio::task::spawn_blocking(move || startup::open_database(&config)).await??
         };
         startup::check_access(&config, &database, &access, address).await?;
-        let services = Services::open(&config, database).await?;
+        let mut services = Services::open(&config, database).await?;
         let metrics_server = listeners
             .metrics
             .map(|listener| serve_metrics(listener, &config, &services, &access, tls.clone()))
             .transpose()?;
-        let background = Background::start(&config, &services, &access, tls.clone()).await?;
+        let writing_audit = services.writing_audit.take();
+        let background = Background::start(&config, &services, writing_audit, &access, tls.clone()).await?;
 
         let listener = &config.listener;
         let (shutdown_timeout, drain_delay) = (listener.shutdown_timeout(), listener.drain_delay());
@@ -258,6 +261,9 @@ struct Services {
     recogniser: Recogniser,
     trainer: Trainer,
     metrics: Arc<Metrics>,
+    audit: AuditLog,
+    /// Writes the audit log.
+    writing_audit: Option<JoinHandle<()>>,
     /// Cancelled when the server stops.
     stop: CancellationToken,
     threshold: MatchThreshold,
@@ -294,6 +300,12 @@ impl Services {
         loader.refresh().await?;
         let recogniser = Recogniser::start(Arc::clone(&pipeline), active, options, Arc::clone(&metrics))?;
         let stop = CancellationToken::new();
+        let (audit, writing) = if config.audit.is_on() {
+            let (log, writing) = AuditLog::start(database.clone(), stop.clone());
+            (log, Some(tokio::spawn(writing)))
+        } else {
+            (AuditLog::off(), None)
+        };
         let trainer = Trainer::new(
             database.clone(),
             blobs.clone(),
@@ -319,6 +331,8 @@ impl Services {
             recogniser,
             trainer,
             metrics,
+            audit,
+            writing_audit: writing,
             stop,
             threshold,
             verify_threshold,
@@ -371,6 +385,7 @@ fn serve_api(
         public_url,
         document,
         access,
+        audit: services.audit,
         database: services.database,
         blobs: services.blobs,
         recogniser: services.recogniser,
@@ -386,8 +401,11 @@ fn serve_api(
             .app_data(state.clone())
             .wrap(from_fn(api::limit_body_time))
             .wrap(from_fn(api::answer_head))
+            // Inside of authorisation and roles: what is not served here leaves no trail as an act.
+            .wrap(from_fn(api::record))
             .wrap(from_fn(api::serve_role))
             .wrap(from_fn(api::authorise))
+            .wrap(from_fn(api::record_refusals))
             // Outside of authorisation: browsers send preflight requests without a token.
             .wrap(Condition::new(!origins.is_empty(), api::allow_origins(&origins)))
             .wrap(Condition::new(

@@ -4,6 +4,7 @@
 mod settings;
 
 mod args;
+mod audit;
 mod browsers;
 mod cohort;
 mod database;
@@ -19,6 +20,7 @@ mod tls;
 mod unknowns;
 
 pub use args::{AccessCommand, Args, Command, TlsCommand};
+pub use audit::{AuditConfig, AuditSwitch};
 pub use browsers::BrowserConfig;
 pub use cohort::CohortConfig;
 pub use database::DatabaseConfig;
@@ -45,8 +47,8 @@ use reqwest::Url;
 use serde::Serialize;
 
 use self::{
-    browsers::BrowserFlags, cohort::CohortFlags, database::DatabaseFlags, dataset::DatasetFlags,
-    deployment::DeploymentFlags, listener::ListenerFlags, logging::LoggingFlags,
+    audit::AuditFlags, browsers::BrowserFlags, cohort::CohortFlags, database::DatabaseFlags,
+    dataset::DatasetFlags, deployment::DeploymentFlags, listener::ListenerFlags, logging::LoggingFlags,
     recognition::RecognitionFlags, results::ResultsFlags, retention::RetentionFlags, storage::StorageFlags,
     tls::TlsFlags, unknowns::UnknownsFlags,
 };
@@ -104,6 +106,8 @@ concerns! {
     cohort: CohortConfig, CohortFlags;
     /// Detections: how long they are kept, and plausible times.
     retention: RetentionConfig, RetentionFlags;
+    /// The audit log.
+    audit: AuditConfig, AuditFlags;
     /// Networks, thresholds, the queue, limits of images.
     recognition: RecognitionConfig, RecognitionFlags;
     /// Unknown people.

@@ -2,6 +2,7 @@
 //! people and jobs.
 //! No SQL, no HTTP and no networks; `docs/architecture.md` has the order in which modules may use each other.
 
+mod audit;
 mod calibration;
 mod clock;
 mod cohort;
@@ -17,6 +18,10 @@ mod sighting;
 mod task;
 mod unknown;
 
+pub use audit::{
+    AuditAction, AuditChain, AuditCheck, AuditEntry, AuditFault, AuditFilter, AuditObject, AuditObjectKind,
+    AuditOutcome, AuditRow, ObjectHasher, PrincipalFilter,
+};
 pub use calibration::{
     AlikePair, CalibrationMethod, ErrorRate, ModelCalibration, ModelWarning, ModelWarningCode,
     PersonReference,

@@ -20,6 +20,13 @@ pub type Example = fn() -> ApiError;
 pub const ROWS: &[Example] =
     &[|| ApiError::DatabaseUnavailable(String::new()), || ApiError::Internal(anyhow!("in the log only"))];
 
+/// Calls that the audit log records.
+pub const AUDITED: &[Example] = &[|| ApiError::AuditUnavailable("in the log only".into())];
+/// Calls that the audit log records, and that otherwise need no database.
+pub const AUDITED_ALONE: &[Example] = &[
+    || ApiError::DatabaseUnavailable(String::new()),
+    || ApiError::AuditUnavailable("in the log only".into()),
+];
 /// Calls that write.
 pub const FULL: &[Example] = &[|| ApiError::StorageFull("in the log only".into())];
 /// Calls that change the dataset.

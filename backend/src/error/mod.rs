@@ -363,6 +363,11 @@ pub enum ApiError {
     /// The database cannot be reached.
     #[error("the database cannot be reached, try again in {RETRY_S} s")]
     DatabaseUnavailable(String),
+    /// The call cannot be recorded in the audit log.
+    #[error(
+        "the audit log cannot be written, and what it cannot record is refused: try again in {RETRY_S} s"
+    )]
+    AuditUnavailable(String),
     /// A failure of the server, which is logged and not part of the response.
     #[error("internal error")]
     Internal(#[source] anyhow::Error),
@@ -525,6 +530,9 @@ impl ResponseError for ApiError {
             Self::DatabaseUnavailable(cause) => {
                 tracing::error!(error = cause, "the database cannot be reached")
             }
+            Self::AuditUnavailable(cause) => {
+                tracing::error!(error = cause, "refused what the audit log cannot record")
+            }
             Self::StorageFull(cause) => tracing::error!(error = cause, "the storage is full"),
             _ => (),
         }
@@ -543,7 +551,7 @@ impl ResponseError for ApiError {
             Self::DatasetLocked { retry_after } => {
                 response.insert_header((header::RETRY_AFTER, retry_seconds(*retry_after)));
             }
-            Self::Draining | Self::DatabaseUnavailable(_) => {
+            Self::Draining | Self::DatabaseUnavailable(_) | Self::AuditUnavailable(_) => {
                 response.insert_header((header::RETRY_AFTER, RETRY_S));
             }
             // The rest of the request is not read, so the connection cannot be used again.

@@ -135,6 +135,7 @@ table! {
 
     StorageFull(_) => "storage_full", INSUFFICIENT_STORAGE;
     DatabaseUnavailable(_) => "database_unavailable", SERVICE_UNAVAILABLE;
+    AuditUnavailable(_) => "audit_unavailable", SERVICE_UNAVAILABLE;
     Internal(_) => "internal", INTERNAL_SERVER_ERROR;
 }
 

@@ -115,7 +115,10 @@ async fn head_is_get_without_the_body() {
         let (get, head) = (raw(&server, request("GET")).await, raw(&server, request("HEAD")).await);
         assert_eq!(head.status, get.status, "{path}");
         assert!(head.body.is_empty() && (get.status == 307 || !get.body.is_empty()), "{path}");
-        assert_eq!(head.header("content-length"), get.header("content-length"), "{path}");
+        // Reading the audit log adds an entry to it.
+        if path != "/audit" {
+            assert_eq!(head.header("content-length"), get.header("content-length"), "{path}");
+        }
         assert_eq!(head.header("content-type"), get.header("content-type"), "{path}");
         assert!(get.header("content-length").is_some(), "{path}");
     }

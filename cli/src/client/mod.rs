@@ -20,13 +20,13 @@ pub use self::{
     error::ClientError,
     transport::{REQUEST_TIMEOUT, RETRY_LIMIT, Settings},
     types::{
-        AccessToken, AccessTokens, AddedImage, AddedPrincipal, AddedToCohort, Cameras, Cohort, CohortOutcome,
-        Conflict, ConflictingImage, Dataset, DatasetEntry, Decision, Detection, Detections, EnrolledFace,
-        EnrolmentWarning, ErasedFromCohort, ErrorDetail, ErrorRate, Face, FaceQuality, Image, ImageDetails,
-        IssuedToken, Job, JobStatus, Jobs, JudgedProposals, LastKnownLocation, Model, ModelCalibration,
-        ModelWarning, Models, NamedPerson, NamedUnknown, PersonImages, Principal, Principals, Proposals,
-        Results, RotatedToken, Sighting, Sightings, SplitUnknown, Track, Unknown, UnknownDetails, Unknowns,
-        Verification,
+        AccessToken, AccessTokens, AddedImage, AddedPrincipal, AddedToCohort, AuditEntries, AuditEntry,
+        AuditVerification, Cameras, Cohort, CohortOutcome, Conflict, ConflictingImage, Dataset, DatasetEntry,
+        Decision, Detection, Detections, EnrolledFace, EnrolmentWarning, ErasedFromCohort, ErrorDetail,
+        ErrorRate, Face, FaceQuality, Image, ImageDetails, IssuedToken, Job, JobStatus, Jobs,
+        JudgedProposals, LastKnownLocation, Model, ModelCalibration, ModelWarning, Models, NamedPerson,
+        NamedUnknown, PersonImages, Principal, Principals, Proposals, Results, RotatedToken, Sighting,
+        Sightings, SplitUnknown, Track, Unknown, UnknownDetails, Unknowns, Verification,
     },
 };
 use self::{
@@ -274,6 +274,16 @@ impl Client {
     pub async fn sightings(&self, query: &[(&str, String)]) -> Result<Sightings, ClientError> {
         let query = self.with_person_id(query).await?;
         self.transport.call(&operation::SIGHTINGS, &[], &query, Body::Nothing).await
+    }
+
+    /// Returns a page of the audit log.
+    pub async fn audit(&self, query: &[(&str, String)]) -> Result<AuditEntries, ClientError> {
+        self.transport.call(&operation::AUDIT, &[], query, Body::Nothing).await
+    }
+
+    /// Checks the audit log.
+    pub async fn verify_audit(&self) -> Result<AuditVerification, ClientError> {
+        self.transport.call(&operation::VERIFY_AUDIT, &[], &[], Body::Nothing).await
     }
 
     /// Returns a page of detections. `person` in the query is a Face ID.

@@ -35,6 +35,8 @@ operations! {
     ADD_IMAGE: POST "/people/{person_id}/images",
     ADD_PERSON: POST "/people",
     ADD_TO_COHORT: PUT "/cohort",
+    AUDIT: GET "/audit",
+    VERIFY_AUDIT: GET "/audit/verify",
     CAMERAS: GET "/cameras",
     CANCEL_JOB: DELETE "/jobs/{job_id}",
     COHORT: GET "/cohort",

@@ -101,6 +101,8 @@ fn responses_are_parsed_completely() {
     parse_completely::<AccessTokens>(&document, &operation::ACCESS_TOKENS, "200");
     parse_completely::<IssuedToken>(&document, &operation::ADD_TOKEN, "201");
     parse_completely::<RotatedToken>(&document, &operation::ROTATE_TOKEN, "201");
+    parse_completely::<AuditEntries>(&document, &operation::AUDIT, "200");
+    parse_completely::<AuditVerification>(&document, &operation::VERIFY_AUDIT, "200");
     parse_completely::<Cameras>(&document, &operation::CAMERAS, "200");
 }
 

@@ -653,6 +653,96 @@ fn one() -> u64 {
     1
 }
 
+/// `GET /audit`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AuditEntries {
+    /// In the order that the query asks for.
+    pub entries: Vec<AuditEntry>,
+    /// Page metadata.
+    pub meta: PageMeta,
+}
+
+/// An entry of the audit log.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AuditEntry {
+    /// Counts from 1 without a gap.
+    pub id: i64,
+    /// When the call was made, RFC 3339, UTC.
+    pub at: String,
+    /// Who made it.
+    pub principal: AuditPrincipal,
+    /// The client's address.
+    pub address: Option<String>,
+    /// What was done.
+    pub action: String,
+    /// Method and path.
+    pub route: String,
+    /// What it was about.
+    pub object: Option<AuditObject>,
+    /// The request's id.
+    pub request_id: Option<String>,
+    /// How it ended.
+    pub outcome: String,
+    /// The status of the response.
+    pub status: Option<i32>,
+    /// For how many calls the entry stands.
+    pub calls: i64,
+    /// The hash of the entry before.
+    pub previous_hash: String,
+    /// The hash of the entry.
+    pub hash: String,
+}
+
+/// Who made a call.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AuditPrincipal {
+    /// `camera`, `person`, `file`, `local`, `anonymous` or `server`.
+    pub kind: String,
+    /// The id of a camera or person.
+    pub id: Option<i64>,
+    /// The name.
+    pub name: Option<String>,
+}
+
+/// What a call was about.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AuditObject {
+    /// What it is.
+    pub kind: String,
+    /// Its id while it exists.
+    pub id: Option<String>,
+    /// Its keyed hash.
+    pub hash: String,
+    /// The keyed hash of the person whom it belongs to.
+    pub person_hash: Option<String>,
+}
+
+/// `GET /audit/verify`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AuditVerification {
+    /// Whether all entries are as they were written.
+    pub intact: bool,
+    /// Entries that are.
+    pub entries: i64,
+    /// The first other one.
+    pub broken: Option<BrokenEntry>,
+    /// The last entry that was removed for its age.
+    pub trimmed_up_to: Option<i64>,
+    /// The last entry.
+    pub last_id: Option<i64>,
+    /// Its hash.
+    pub last_hash: Option<String>,
+}
+
+/// A broken entry of the audit log.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BrokenEntry {
+    /// Its id.
+    pub id: i64,
+    /// What is wrong with it.
+    pub fault: String,
+}
+
 /// `GET /database/sightings`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Sightings {

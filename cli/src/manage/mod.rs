@@ -2,6 +2,7 @@
 //! access.
 
 mod access;
+mod audit;
 mod cameras;
 mod detections;
 mod images;
@@ -24,16 +25,17 @@ use serde::Serialize;
 use serde_json::json;
 
 pub use self::{
-    access::Options as AccessOptions, cameras::Options as CamerasOptions,
+    access::Options as AccessOptions, audit::Options as AuditOptions, cameras::Options as CamerasOptions,
     detections::Options as DetectionsOptions, images::Options as ImagesOptions, jobs::Options as JobsOptions,
     locate::Options as LocateOptions, people::Options as PeopleOptions,
     proposals::Options as ProposalsOptions, sightings::Options as SightingsOptions,
     trained::Action as TrainedAction, unknowns::Options as UnknownsOptions,
 };
 pub use self::{
-    access::run as access, cameras::run as cameras, detections::run as detections, images::run as images,
-    jobs::run as jobs, locate::run as locate, people::run as people, proposals::run as proposals,
-    sightings::run as sightings, trained::run as trained, unknowns::run as unknowns,
+    access::run as access, audit::run as audit, cameras::run as cameras, detections::run as detections,
+    images::run as images, jobs::run as jobs, locate::run as locate, people::run as people,
+    proposals::run as proposals, sightings::run as sightings, trained::run as trained,
+    unknowns::run as unknowns,
 };
 use crate::{
     client::{Client, ClientError, Job},

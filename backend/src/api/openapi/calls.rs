@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::super::{
     ListMeta,
+    audit::{AuditObject, AuditPrincipal, BrokenEntry},
     cohort::{CohortGroup, CohortOutcome},
     dataset::SimilarImage,
     detections::TimeBasis,
@@ -25,8 +26,8 @@ use super::super::{
 use crate::{
     access::{PrincipalKind, Scope},
     domain::{
-        AlikePair, CalibrationMethod, CohortSource, ErrorRate, JobKind, JobStatus, ModelCalibration,
-        ModelWarning, ModelWarningCode, PersonReference,
+        AlikePair, AuditAction, CalibrationMethod, CohortSource, ErrorRate, JobKind, JobStatus,
+        ModelCalibration, ModelWarning, ModelWarningCode, PersonReference,
     },
     error::{ErrorBody, ErrorDetail, examples::Example},
     train::{
@@ -90,6 +91,7 @@ pub const TAGS: &[(&str, &str)] = &[
     (DATABASE, "Detections: who was seen where and when."),
     (UNKNOWNS, "Unknown people: who was seen and is not enrolled."),
     (ACCESS, "Cameras, people and programs that may use the server, and their tokens."),
+    (AUDIT, "The audit log: who looked at whom, and who did what."),
     (SERVER, "The server itself."),
     (DEBUG, "Diagnosing a deployment."),
 ];
@@ -99,6 +101,7 @@ pub const MODEL: &str = "Model";
 pub const RECOGNITION: &str = "Face recognition";
 pub const DATABASE: &str = "Database";
 pub const UNKNOWNS: &str = "Unknown people";
+pub const AUDIT: &str = "Audit";
 pub const SERVER: &str = "Server";
 pub const ACCESS: &str = "Access";
 pub const DEBUG: &str = "Debugging";
@@ -222,6 +225,27 @@ pub fn parameters() -> Vec<(&'static str, Value)> {
                                 person's.",
                 "schema": { "type": "string", "format": "uuid" },
                 "example": "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c",
+            }),
+        ),
+        ("since", time("2024-05-06T00:00:00Z")),
+        ("until", time("2024-05-07T00:00:00Z")),
+        (
+            "action",
+            json!({
+                "schema": { "type": "string", "enum": AuditAction::ALL.map(AuditAction::name) },
+                "example": "look",
+            }),
+        ),
+        ("principal", json!({ "schema": { "type": "string" }, "example": "7" })),
+        (
+            "object",
+            json!({ "schema": { "type": "string" }, "example": "018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c" }),
+        ),
+        (
+            "order",
+            json!({
+                "schema": { "type": "string", "enum": ["newest", "oldest"], "default": "newest" },
+                "example": "oldest",
             }),
         ),
         (
@@ -387,6 +411,9 @@ pub const TYPES: &[fn(&mut BTreeMap<String, DefaultSchemaRaw>)] = &[
     ImageFace::update_definitions,
     Quality::update_definitions,
     OtherPerson::update_definitions,
+    AuditPrincipal::update_definitions,
+    AuditObject::update_definitions,
+    BrokenEntry::update_definitions,
 ];
 
 /// The headers of errors, by status.

@@ -5,7 +5,9 @@ mod calls;
 mod page;
 mod schemas;
 
-pub use calls::{ACCESS, Call, DATABASE, DATASET, DEBUG, Link, MODEL, RECOGNITION, SERVER, UNKNOWNS, call};
+pub use calls::{
+    ACCESS, AUDIT, Call, DATABASE, DATASET, DEBUG, Link, MODEL, RECOGNITION, SERVER, UNKNOWNS, call,
+};
 pub use page::{page_file, page_root, serve};
 
 use std::{
@@ -32,7 +34,10 @@ use super::{
 use crate::{
     access::{Scope, TokenProblem},
     config::ServerRole,
-    error::{ApiError, ErrorBody},
+    error::{
+        ApiError, ErrorBody,
+        examples::{AUDITED, AUDITED_ALONE},
+    },
 };
 
 const MULTIPART: &str = "multipart/form-data";
@@ -212,6 +217,7 @@ struct Place {
     route: &'static Route,
     method: &'static str,
     scope: Option<Scope>,
+    is_audited: bool,
     path: String,
 }
 
@@ -237,9 +243,15 @@ impl Builder {
         let mut paths = Map::new();
         for route in ROUTES {
             let mut operations = Map::new();
-            for RouteMethod { name: method, scope, call } in route.methods {
+            for RouteMethod { name: method, scope, audit, call } in route.methods {
                 let Some(call) = call else { continue };
-                let place = Place { route, method, scope: *scope, path: route.plain_path() };
+                let place = Place {
+                    route,
+                    method,
+                    scope: *scope,
+                    is_audited: audit.is_some(),
+                    path: route.plain_path(),
+                };
                 let raw = converted.and_then(|paths| paths.get(route.path)?.get(method));
                 match raw {
                     Some(raw) => {
@@ -358,8 +370,14 @@ impl Builder {
             responses.insert(status.clone(), self.success(call, place, status, answer));
         }
         let mut by_status: BTreeMap<u16, Vec<ApiError>> = BTreeMap::new();
-        for example in call.errors.iter().copied().flatten() {
-            let error = example();
+        let mut errors: Vec<ApiError> =
+            call.errors.iter().copied().flatten().map(|example| example()).collect();
+        if place.is_audited {
+            let needs_database = errors.iter().any(|error| matches!(error, ApiError::DatabaseUnavailable(_)));
+            let audited = if needs_database { AUDITED } else { AUDITED_ALONE };
+            errors.extend(audited.iter().map(|example| example()));
+        }
+        for error in errors {
             by_status.entry(error.status_code().as_u16()).or_default().push(error);
         }
         let served_by = place.route.role;

@@ -14,6 +14,7 @@
 )]
 
 mod access;
+mod audit;
 mod backlog;
 mod backup;
 mod cohort;
@@ -296,7 +297,7 @@ impl Database {
     /// The engine refuses.
     pub async fn scrub_journal(&self) -> Result<(), StoreError> {
         // Takes the erased rows out of their pages. Logs and backups are the administrator's responsibility.
-        self.forget(Some("VACUUM people, images, embeddings, cohort")).await
+        self.forget(Some("VACUUM people, images, embeddings, cohort, audit_log")).await
     }
 
     /// Removes the remains of an erased unknown person from the engine's journal, and the group from its pages; those of

@@ -13,7 +13,7 @@ use diesel::{
 };
 
 use super::{
-    AnyConnection, Database, MAX_ATTEMPTS, MAX_VARIABLES, cohort,
+    AnyConnection, Database, MAX_ATTEMPTS, MAX_VARIABLES, audit, cohort,
     erasures::{Erasure, RowIdentity, record_erasure},
     leases::{Lease, ensure_unlocked, renew},
     names::{self, Name, PersonKey},
@@ -734,6 +734,7 @@ fn erase_image(
     // Foreign keys delete the embeddings.
     diesel::delete(images::table.find(image)).execute(connection)?;
     let erasures = vec![record_erasure(connection, &RowIdentity::Image { id: image.to_owned() })?];
+    audit::forget_image(connection, image)?;
     Ok(PendingErasure {
         blobs: vec![blob_key].into_iter().filter(|key| has_picture(key)).collect(),
         erasures,
@@ -753,12 +754,12 @@ fn erase_person(
     tracks::erase_person(connection, person_id, with_detections)?;
     // A pass that is copying a face of the person either has committed or sees that the detection is gone.
     cohort::lock_cohort(connection)?;
-    let row: Option<(Micros, Option<String>)> = people::table
+    let row: Option<(Micros, Option<String>, Option<String>)> = people::table
         .find(person_id)
-        .select((people::created_at, people::face_key))
+        .select((people::created_at, people::face_key, people::public_id))
         .first(connection)
         .optional()?;
-    let Some((created_at, key)) = row else { return Ok(None) };
+    let Some((created_at, key, public_id)) = row else { return Ok(None) };
     if with_detections {
         diesel::delete(detections::table.filter(detections::person_id.eq(person_id))).execute(connection)?;
     }
@@ -779,6 +780,7 @@ fn erase_person(
     for id in unknowns {
         erasures.push(record_erasure(connection, &RowIdentity::Unknown { id })?);
     }
+    audit::forget_person(connection, names::person_id(person_id, created_at, public_id.as_deref()))?;
     Ok(Some(PendingErasure { blobs, erasures }))
 }
 

@@ -332,6 +332,40 @@ table! {
     }
 }
 
+table! {
+    audit_log (id) {
+        id -> BigInt,
+        at -> BigInt,
+        principal_kind -> Text,
+        principal_id -> Nullable<BigInt>,
+        principal_name -> Nullable<Text>,
+        address -> Nullable<Text>,
+        action -> Text,
+        route -> Text,
+        object_kind -> Nullable<Text>,
+        object_id -> Nullable<Text>,
+        object_hash -> Nullable<Text>,
+        person_hash -> Nullable<Text>,
+        request_id -> Nullable<Text>,
+        outcome -> Text,
+        status -> Nullable<Integer>,
+        calls -> BigInt,
+        previous_hash -> Text,
+        hash -> Text,
+    }
+}
+
+table! {
+    audit_chain (slot) {
+        slot -> Integer,
+        last_id -> BigInt,
+        last_hash -> Text,
+        trimmed_id -> BigInt,
+        trimmed_hash -> Text,
+        hash_key -> Text,
+    }
+}
+
 joinable!(images -> people (person_id));
 joinable!(embeddings -> images (image_id));
 joinable!(active_model -> models (version));

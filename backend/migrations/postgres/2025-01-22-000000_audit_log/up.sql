@@ -1,0 +1,44 @@
+-- Who looked at whom and who did what, a row for each call. Rows are only added, and removed from the beginning once they
+-- are too old. id: counts from 1 without a gap. at: microseconds since 1970. principal_kind, principal_id,
+-- principal_name: who; a name only of a machine. address: of the client. action, route: what; the route without what it was
+-- called with. object_kind, object_id, object_hash: on what; the id is removed with the object, the hash (HMAC-SHA-256 with
+-- audit_chain.hash_key) stays. person_hash: the hash of the person whom the object belongs to. outcome: begun, done,
+-- refused or failed. status: of the response. calls: how many calls the row stands for. hash: SHA-256, hexadecimal, of
+-- previous_hash, which is that of the row before, and of all columns but object_id.
+CREATE TABLE audit_log (
+    id BIGINT NOT NULL PRIMARY KEY,
+    at BIGINT NOT NULL,
+    principal_kind TEXT COLLATE "C" NOT NULL,
+    principal_id BIGINT,
+    principal_name TEXT COLLATE "C",
+    address TEXT COLLATE "C",
+    action TEXT COLLATE "C" NOT NULL,
+    route TEXT COLLATE "C" NOT NULL,
+    object_kind TEXT COLLATE "C",
+    object_id TEXT COLLATE "C",
+    object_hash TEXT COLLATE "C",
+    person_hash TEXT COLLATE "C",
+    request_id TEXT COLLATE "C",
+    outcome TEXT COLLATE "C" NOT NULL,
+    status INTEGER,
+    calls BIGINT NOT NULL,
+    previous_hash TEXT COLLATE "C" NOT NULL,
+    hash TEXT COLLATE "C" NOT NULL
+);
+CREATE INDEX audit_log_by_time ON audit_log (at);
+CREATE INDEX audit_log_by_principal ON audit_log (principal_id, id);
+CREATE INDEX audit_log_by_object ON audit_log (object_hash, id);
+CREATE INDEX audit_log_by_person ON audit_log (person_hash, id);
+
+-- The one row is locked by every transaction that adds rows. last_id, last_hash: of the last row. trimmed_id,
+-- trimmed_hash: of the last row that was removed for its age, after which the log begins. hash_key: made with the first
+-- row, hexadecimal.
+CREATE TABLE audit_chain (
+    slot INTEGER NOT NULL PRIMARY KEY CHECK (slot = 1),
+    last_id BIGINT NOT NULL,
+    last_hash TEXT COLLATE "C" NOT NULL,
+    trimmed_id BIGINT NOT NULL,
+    trimmed_hash TEXT COLLATE "C" NOT NULL,
+    hash_key TEXT COLLATE "C" NOT NULL
+);
+INSERT INTO audit_chain (slot, last_id, last_hash, trimmed_id, trimmed_hash, hash_key) VALUES (1, 0, '', 0, '', '');
