@@ -25,6 +25,8 @@ mod jobs;
 mod leases;
 mod migrations;
 mod models;
+#[cfg(feature = "database-servers")]
+mod mysql_tls;
 mod names;
 mod naming;
 mod outbox;
