@@ -70,9 +70,11 @@ take_out() {
     for pair in "${track[@]}"; do options+=(--track "$pair"); done
     for pair in "${crop[@]}"; do options+=(--crop "$pair"); done
     for pair in "${upload[@]}"; do options+=(--upload "$pair"); done
+    [[ $insecure_token == false ]] || options+=(--insecure-token)
     say "the camera ${ids[$1]} is tried again in a process of its own"
     "$(dirname "${BASH_SOURCE[0]}")/$script" "${sources[$1]}" --camera-id "${ids[$1]}" --location "${locations[$1]}" --backend "$backend" \
-        --token-file "$token_file" --ca-file "$ca_file" --pinned-sha256 "$pinned_sha256" --spool-dir "$spool_dir" --policy "$policy" \
+        --token-file "$token_file" --ca-file "$ca_file" --pinned-sha256 "$pinned_sha256" \
+        --client-cert "$client_cert" --client-key "$client_key" --spool-dir "$spool_dir" --policy "$policy" \
         --decoder "$decoder" --retry-max "$retry_max" "${options[@]}" </dev/null &
     alone+=("$!")
     helpers+=("$!")

@@ -13,13 +13,16 @@ const PREFIX: &str = "FACEPIPE_";
 
 /// Variables of other programs, scripts, builds and tests of this project, without the prefix: they may be set in the
 /// same environment.
-const OTHER_VARIABLES: [&str; 28] = [
+const OTHER_VARIABLES: [&str; 31] = [
     "CAMERA_ID",
     "CA_FILE",
     "CHECKED_PLUGIN",
     "CLI_CONFIG",
+    "CLIENT_CERT",
+    "CLIENT_KEY",
     "COMMIT",
     "DECODER",
+    "INSECURE_TOKEN",
     "LOCATION",
     "MIRROR",
     "OPTIONS",

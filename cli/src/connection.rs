@@ -46,10 +46,24 @@ pub struct Connection {
     /// Certificates (PEM) to trust in addition to the system's
     #[arg(long, global = true, env = "FACEPIPE_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    /// Digest of the server's public key, sha256//BASE64; only a server with this key is trusted. Separate several by
+    /// semicolons
+    #[arg(long, global = true, env = "FACEPIPE_PINNED_SHA256", value_name = "PIN")]
+    pinned_sha256: Option<String>,
+    /// File with this client's certificate (PEM), by which it proves itself
+    #[arg(long, global = true, env = "FACEPIPE_CLIENT_CERT", value_name = "FILE")]
+    client_cert: Option<PathBuf>,
+    /// File with the private key of --client-cert (PEM) [default: it is in --client-cert]
+    #[arg(long, global = true, env = "FACEPIPE_CLIENT_KEY", value_name = "FILE")]
+    client_key: Option<PathBuf>,
+    /// Send the token even over http to another machine, where everybody on the way can read it
+    #[arg(long, global = true, env = "FACEPIPE_INSECURE_TOKEN")]
+    insecure_token: bool,
     /// Timeout of a request, seconds [default: 60]
     #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: Option<u64>,
-    /// Profile of the configuration file: a table with any of server, token_file, token, ca_file, timeout
+    /// Profile of the configuration file: a table with any of server, token_file, token, ca_file, pinned_sha256, client_cert,
+    /// client_key, insecure_token, timeout
     #[arg(long, global = true, env = "FACEPIPE_PROFILE", value_name = "NAME")]
     profile: Option<String>,
     /// Configuration file, TOML [default: ~/.config/facepipe/config.toml, where it exists]
@@ -90,6 +104,14 @@ struct ProfileSettings {
     #[serde(skip_serializing_if = "Option::is_none")]
     ca_file: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pinned_sha256: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_cert: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_key: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    insecure_token: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     timeout: Option<u64>,
 }
 
@@ -107,7 +129,8 @@ impl Connection {
     /// # Errors
     /// The configuration, the token's file or the certificates are wrong or missing.
     pub fn settings(&self) -> Result<Settings, Failure> {
-        let ProfileSettings { server, token, token_file, ca_file, timeout } = self.profile()?;
+        let profile = self.profile()?;
+        let ProfileSettings { server, token, token_file, timeout, .. } = profile;
         let token = match (&self.token, &self.token_file) {
             (Some(token), _) => Some(checked_token(token, "--token")?),
             (None, Some(file)) => Some(read_token(file)?),
@@ -117,10 +140,19 @@ impl Connection {
                 (None, None) => None,
             },
         };
-        let ca_file = self.ca_file.clone().or(ca_file);
         let server = self.server.clone().or(server).unwrap_or_else(|| DEFAULT_SERVER.into());
         let request_timeout = self.timeout.or(timeout).map_or(REQUEST_TIMEOUT, Duration::from_secs);
-        Ok(Settings { server, token, ca_file, request_timeout, retry_limit: RETRY_LIMIT })
+        Ok(Settings {
+            server,
+            token,
+            ca_file: self.ca_file.clone().or(profile.ca_file),
+            pinned_sha256: self.pinned_sha256.clone().or(profile.pinned_sha256),
+            client_cert: self.client_cert.clone().or(profile.client_cert),
+            client_key: self.client_key.clone().or(profile.client_key),
+            insecure_token: self.insecure_token || profile.insecure_token.unwrap_or_default(),
+            request_timeout,
+            retry_limit: RETRY_LIMIT,
+        })
     }
 
     fn profile(&self) -> Result<ProfileSettings, Failure> {

@@ -1007,6 +1007,112 @@ fn https_trusts_only_known_authorities() {
     assert_eq!(server.received().len(), received.len());
 }
 
+/// Writes a certificate by this authority and its key.
+fn write_client(
+    issuer: &rcgen::CertifiedIssuer<'_, rcgen::KeyPair>,
+    cert: &std::path::Path,
+    key: &std::path::Path,
+) {
+    let pair = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(["camera-gate".to_owned()]).unwrap();
+    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+    std::fs::write(cert, params.signed_by(&pair, issuer).unwrap().pem()).unwrap();
+    std::fs::write(key, pair.serialize_pem()).unwrap();
+}
+
+#[test]
+fn a_client_certificate_proves_the_sink_and_is_read_again_when_it_changes() {
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let issuer = rcgen::CertifiedIssuer::self_signed(params, rcgen::KeyPair::generate().unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    write_client(&issuer, &file("cert.pem"), &file("key.pem"));
+    let both = [std::fs::read(file("cert.pem")).unwrap(), std::fs::read(file("key.pem")).unwrap()].concat();
+    std::fs::write(file("both.pem"), both).unwrap();
+    write_client(&issuer, &file("other.pem"), &file("other-key.pem"));
+
+    // The backend's own certificate, and the requirement that clients have one by this authority.
+    let server_key = rcgen::KeyPair::generate().unwrap();
+    let server = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    let server = server.signed_by(&server_key, &issuer).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(issuer.der().clone()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone()).build();
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.unwrap())
+        .with_single_cert(
+            vec![server.der().clone()],
+            rustls::pki_types::PrivateKeyDer::try_from(server_key.serialize_der()).unwrap(),
+        )
+        .unwrap();
+    std::fs::write(file("ca.pem"), issuer.pem()).unwrap();
+    let named = |name: &str| file(name).display().to_string();
+    let ca = format!("ca-file={}", named("ca.pem"));
+    assert!(upload_over_tls(config.clone(), &ca).is_err());
+    for client in [
+        format!("client-cert={} client-key={}", named("cert.pem"), named("key.pem")),
+        format!("client-cert={}", named("both.pem")),
+    ] {
+        assert_eq!(upload_over_tls(config.clone(), &format!("{ca} {client}")), Ok(()), "{client}");
+    }
+    // Renewed while it runs: each connection of this server takes one request.
+    let server =
+        Server::start_tls(config, |_| Answer::json(201, r#"{"faces":[]}"#).header("Connection", "close"));
+    let url = format!("https://{}", server.address);
+    let client = format!("client-cert={} client-key={}", named("cert.pem"), named("key.pem"));
+    let mut sink = Sink::for_jpeg(&url, &format!("{ca} {client} batch-size=1"));
+    for renewed in ["other", "none"] {
+        sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
+        sink.wait_for(gst::MessageType::Element);
+        if renewed == "other" {
+            std::fs::rename(file("other.pem"), file("cert.pem")).unwrap();
+            std::fs::rename(file("other-key.pem"), file("key.pem")).unwrap();
+        }
+    }
+    sink.eos();
+    assert_eq!((sink.count("sent"), sink.count("failed")), (2, 0));
+
+    for (properties, named) in [
+        (format!("{client} backend-url=http://127.0.0.1:1"), "is not https"),
+        (format!("client-key={} backend-url=https://127.0.0.1:1", named("key.pem")), "client-cert is not"),
+        (format!("client-cert={} backend-url=https://127.0.0.1:1", named("ca.pem")), "no private key"),
+        (
+            format!(
+                "client-cert={} client-key={} backend-url=https://127.0.0.1:1",
+                named("ca.pem"),
+                named("key.pem")
+            ),
+            "is not the key of the certificate",
+        ),
+    ] {
+        let error = error_of(&format!("{ca} {properties}"));
+        assert!(error.contains(named), "{properties}: {error}");
+    }
+}
+
+#[test]
+fn crops_wait_on_the_spool_while_the_backend_has_another_key() {
+    let (_, _, config) = self_signed(|_| ());
+    let (_, expected, _) = self_signed(|_| ());
+    let spool = tempfile::tempdir().unwrap();
+    let server = Server::start_tls(config, |_| Answer::json(201, r#"{"faces":[]}"#));
+    let url = format!("https://{}", server.address);
+    let pinned =
+        format!("pinned-sha256={expected} spool-dir={} eos-timeout=1", spool.path().join("crops").display());
+    let mut sink = Sink::for_jpeg(&url, &pinned);
+    sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
+    let warning = warning_text(&sink.wait_for(gst::MessageType::Warning));
+    assert!(warning.contains("which pinned-sha256 does not name"), "{warning}");
+    sink.eos();
+    assert_eq!((sink.count("sent"), sink.count("failed"), sink.count("spool-files")), (0, 0, 1));
+    assert!(server.received().is_empty());
+}
+
 /// Returns a self-signed certificate, the pin of its key, and the configuration of a server with it.
 fn self_signed(edit: impl FnOnce(&mut rcgen::CertificateParams)) -> (String, String, rustls::ServerConfig) {
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -1147,10 +1253,19 @@ fn an_invalid_camera_is_an_error_at_start() {
 }
 
 #[test]
-fn a_token_sent_over_plain_http_causes_a_warning() {
-    let sink = Sink::for_jpeg("http://192.0.2.1", "token=s3cret");
+fn a_token_is_sent_over_plain_http_to_another_machine_only_if_that_is_allowed() {
+    let error = error_of("backend-url=http://192.0.2.1 token=s3cret");
+    assert!(error.contains("use https") && error.contains("allow-insecure-token"), "{error}");
+    assert!(!error.contains("s3cret"), "{error}");
+    let sink = Sink::for_jpeg("http://192.0.2.1", "token=s3cret allow-insecure-token=true");
     let warning = warning_text(&sink.wait_for(gst::MessageType::Warning));
-    assert!(warning.contains("use https") && !warning.contains("s3cret"), "{warning}");
+    assert!(warning.contains("allow-insecure-token") && !warning.contains("s3cret"), "{warning}");
+    // One that is set later waits, and so do the crops.
+    let mut sink = Sink::for_jpeg("http://192.0.2.1", "eos-timeout=0");
+    sink.element.set_property("token", "s3cret");
+    sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
+    let warning = warning_text(&sink.wait_for(gst::MessageType::Warning));
+    assert!(warning.contains("gets no request by http") && !warning.contains("s3cret"), "{warning}");
     let sink = Sink::for_jpeg(&format!("http://{}", dead_address()), "token=s3cret");
     assert!(sink.messages(gst::MessageType::Warning).is_empty());
 }

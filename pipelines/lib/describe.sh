@@ -68,5 +68,8 @@ describe_destination() {
     [[ -z $token_file ]] || destination+=("$(property token-file "$token_file")")
     [[ -z $ca_file ]] || destination+=("$(property ca-file "$ca_file")")
     [[ -z $pinned_sha256 ]] || destination+=("$(property pinned-sha256 "$pinned_sha256")")
+    [[ -z $client_cert ]] || destination+=("$(property client-cert "$client_cert")")
+    [[ -z $client_key ]] || destination+=("$(property client-key "$client_key")")
+    [[ $insecure_token == false ]] || destination+=(allow-insecure-token=true)
     [[ -z $spool_dir ]] || destination+=("$(property spool-dir "$spool_dir/$(file_name "$1")")")
 }

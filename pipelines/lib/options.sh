@@ -10,6 +10,9 @@ location=${FACEPIPE_LOCATION:-}
 token_file=${FACEPIPE_TOKEN_FILE:-}
 ca_file=${FACEPIPE_CA_FILE:-}
 pinned_sha256=${FACEPIPE_PINNED_SHA256:-}
+client_cert=${FACEPIPE_CLIENT_CERT:-}
+client_key=${FACEPIPE_CLIENT_KEY:-}
+insecure_token=${FACEPIPE_INSECURE_TOKEN:-false}
 spool_dir=${FACEPIPE_SPOOL_DIR:-}
 policy=${FACEPIPE_POLICY:-best}
 decoder=${FACEPIPE_DECODER:-auto}
@@ -30,6 +33,10 @@ common_options="Common options (in brackets the environment variable that sets t
                        [FACEPIPE_CA_FILE]
   --pinned-sha256 PIN  digest of the backend's public key, sha256//BASE64; only a server with this key is trusted. Separate
                        several by semicolons [FACEPIPE_PINNED_SHA256]
+  --client-cert FILE   this machine's certificate (PEM), by which it proves itself over https [FACEPIPE_CLIENT_CERT]
+  --client-key FILE    its private key (PEM) [FACEPIPE_CLIENT_KEY; in --client-cert]
+  --insecure-token     send the token even over http to another machine, where everybody on the way can read it
+                       [FACEPIPE_INSECURE_TOKEN=true]
   --spool-dir DIR      keep faces in DIR/<camera id> while the backend is away, across restarts [FACEPIPE_SPOOL_DIR;
                        in memory only]
   --policy best|every  a few good pictures of each person, or each face of each frame [FACEPIPE_POLICY; best]
@@ -91,6 +98,9 @@ common_option() {
         --token-file) token_file=$2 ;;
         --ca-file) ca_file=$2 ;;
         --pinned-sha256) pinned_sha256=$2 ;;
+        --client-cert) client_cert=$2 ;;
+        --client-key) client_key=$2 ;;
+        --insecure-token) insecure_token=true taken=1 ;;
         --spool-dir) spool_dir=$2 ;;
         --policy) policy=$2 ;;
         --decoder) decoder=$2 ;;
@@ -114,6 +124,10 @@ check_options() {
     done
     check_readable --token-file "$token_file"
     check_readable --ca-file "$ca_file"
+    check_readable --client-cert "$client_cert"
+    check_readable --client-key "$client_key"
+    [[ $insecure_token == true || $insecure_token == false ]] ||
+        wrong "FACEPIPE_INSECURE_TOKEN is '$insecure_token'; it must be true or false"
 }
 
 # NAME VALUE: the options of network cameras, for `own_option` of the scripts that play them.

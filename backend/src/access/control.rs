@@ -11,7 +11,8 @@ use std::{
 };
 
 use super::{
-    Digest, Principal, PrincipalRecord, TokenFile, TokenRecord, digest_of, has_prefix, is_well_formed,
+    Digest, Principal, PrincipalKind, PrincipalRecord, TokenFile, TokenRecord, digest_of, has_prefix,
+    is_well_formed,
 };
 use crate::domain::{Micros, now};
 
@@ -29,6 +30,12 @@ pub enum TokenProblem {
         "this server needs a token that it knows, as `Authorization: Bearer <token>`: this one is unknown, or was revoked"
     )]
     Unknown,
+    /// A client certificate, without a token, that names no camera of this server.
+    #[error(
+        "the client's certificate names no camera of this server, and there is no token: its subjectAltName must have the \
+         URI urn:facepipe:camera:<name of the camera's principal>"
+    )]
+    UnknownCertificate,
     /// A token with wrong check digits.
     #[error(
         "the token is mistyped or cut off: its check digits do not match, or it does not have 75 characters"
@@ -50,6 +57,7 @@ impl TokenProblem {
         match self {
             Self::Missing => "missing",
             Self::Unknown => "unknown",
+            Self::UnknownCertificate => "unknown_certificate",
             Self::Malformed => "malformed",
             Self::Expired => "expired",
             Self::Disabled => "disabled",
@@ -170,6 +178,19 @@ impl AccessControl {
         }
         self.note_use(token.id, now, address);
         Ok(Arc::clone(&token.principal))
+    }
+
+    /// Returns the principal of a camera whose client certificate has its name.
+    ///
+    /// # Errors
+    /// There is no such camera, or it is disabled.
+    pub fn authenticate_certificate(&self, name: &str) -> Result<Arc<Principal>, TokenProblem> {
+        if !self.needs_token() {
+            return Ok(Arc::clone(&self.local));
+        }
+        let principal =
+            self.principal_named(name).filter(|principal| principal.kind == PrincipalKind::Camera);
+        principal.ok_or(TokenProblem::UnknownCertificate)
     }
 
     /// Returns a stored principal with all of its scopes, by id; `None` where it was removed or is disabled. For means of

@@ -20,7 +20,7 @@ use super::{
     State, loopback,
     routes::{self, Requirement},
 };
-use crate::{access::Principal, error::ApiError};
+use crate::{access::Principal, error::ApiError, tls::CertifiedCamera};
 
 /// Rejects requests that their principal may not make, and puts the principal of others into their extensions, as
 /// `Arc<Principal>`.
@@ -46,7 +46,10 @@ fn admit(request: &ServiceRequest) -> Result<Arc<Principal>, ApiError> {
         .app_data::<web::Data<State>>()
         .ok_or_else(|| ApiError::Internal(anyhow!("requests have no state")))?;
     let address = request.peer_addr().map(|address| address.ip());
-    let known = state.access.authenticate(bearer_token(request), address);
+    let known = match (bearer_token(request), certified_camera(request)) {
+        (None, Some(camera)) => state.access.authenticate_certificate(camera.name()),
+        (token, _) => state.access.authenticate(token, address),
+    };
     let matched = request.match_info().unprocessed();
     match routes::requirement(request.method(), request.path(), matched) {
         Requirement::Open => Ok(known.unwrap_or_else(|_| state.access.anonymous())),
@@ -64,6 +67,13 @@ fn admit(request: &ServiceRequest) -> Result<Arc<Principal>, ApiError> {
             }
         }
     }
+}
+
+/// Returns the camera that the client has proved to be when it connected: data of a connection of HTTP/1.1, or of a request
+/// of HTTP/2.
+fn certified_camera(request: &ServiceRequest) -> Option<CertifiedCamera> {
+    let of_request = request.extensions().get::<CertifiedCamera>().cloned();
+    of_request.or_else(|| request.conn_data::<CertifiedCamera>().cloned())
 }
 
 /// Reads the token of `Authorization: Bearer <token>` (RFC 6750, section 2.1).

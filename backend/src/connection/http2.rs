@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actix_http::{BoxedPayloadStream, Payload, Request, Response};
+use actix_http::{BoxedPayloadStream, HttpMessage as _, Payload, Request, Response};
 use actix_service::Service;
 use actix_web::{
     Error,
@@ -30,6 +30,8 @@ use h2::{
     server::{Builder, SendResponse},
 };
 use tokio::time::{Instant, Sleep};
+
+use crate::tls::CertifiedCamera;
 
 use super::{Connection, ConnectionOptions, DISCONNECT_TIMEOUT, KEEP_ALIVE_GRACE};
 
@@ -60,6 +62,7 @@ where
     S: Service<Request, Response = ServiceResponse<B>, Error = Error> + 'static,
     B: MessageBody + 'static,
 {
+    let camera = stream.stream.certified_camera();
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(MAX_STREAMS)
@@ -86,6 +89,7 @@ where
                     request,
                     respond,
                     peer,
+                    camera.clone(),
                     Rc::clone(&application),
                     options.request_timeout,
                 ));
@@ -120,6 +124,7 @@ async fn answer<S, B>(
     request: http::Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
     peer: Option<SocketAddr>,
+    camera: Option<CertifiedCamera>,
     application: Rc<S>,
     write_timeout: Duration,
 ) where
@@ -131,6 +136,9 @@ async fn answer<S, B>(
         respond.send_reset(h2::Reason::PROTOCOL_ERROR);
         return;
     };
+    if let Some(camera) = camera {
+        request.extensions_mut().insert(camera);
+    }
     let outcome = tokio::select! {
         biased;
         _ = poll_fn(|context| respond.poll_reset(context)) => return,

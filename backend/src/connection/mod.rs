@@ -35,7 +35,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use crate::tls::ServerTls;
+use crate::tls::{CertifiedCamera, ServerTls};
 
 /// How a server treats its connections.
 #[derive(Debug, Clone, Copy)]
@@ -142,6 +142,9 @@ where
                     .h1_allow_half_closed(true)
                     .on_connect_ext(|connection: &Connection, data| {
                         data.insert(Rc::clone(&connection.call));
+                        if let Some(camera) = connection.stream.certified_camera() {
+                            data.insert(camera);
+                        }
                     })
                     .h1(fn_factory(move || ready(Ok::<_, ()>(Rc::clone(&shared)))));
                 let http1 = Rc::new(http1.new_service(()).await?);
@@ -187,6 +190,14 @@ impl Transport {
         match self {
             Self::Clear(_) => false,
             Self::Tls(stream) => stream.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
+
+    /// The camera that the client has proved to be by its certificate.
+    fn certified_camera(&self) -> Option<CertifiedCamera> {
+        match self {
+            Self::Clear(_) => None,
+            Self::Tls(stream) => CertifiedCamera::of(stream.get_ref().1.peer_certificates()?.first()?),
         }
     }
 

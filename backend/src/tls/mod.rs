@@ -1,9 +1,11 @@
-//! TLS: what the server proves itself with, and the cryptography of outgoing HTTPS.
+//! TLS: what the server proves itself with, who clients are by their certificates, and the cryptography of outgoing HTTPS.
 
 mod certificate;
+mod client;
 mod self_signed;
 
 pub use certificate::{ServerTls, TlsFiles};
+pub use client::CertifiedCamera;
 pub use self_signed::self_signed;
 
 use std::time::Duration;

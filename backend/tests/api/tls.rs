@@ -26,7 +26,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
     command_line::program,
-    helpers::{ApiResponse, Server, client, photograph, photograph_path, start},
+    helpers::{ApiResponse, Engine, Server, client, photograph, photograph_path, start},
     http::{Raw, address, question},
     metrics::{Scrape, documented, with_metrics},
 };
@@ -368,6 +368,84 @@ async fn the_health_check_asks_by_https() {
     assert!(with.status.success(), "{}", text(&with));
     assert!(!without.status.success() && text(&without).contains("400"), "{}", text(&without));
     server.stop().await;
+}
+
+/// Makes an authority and a client's certificate by it that names a camera, in `folder`; returns the authority's file and that
+/// of certificate and key together.
+fn client_certificate(folder: &Path, camera: &str) -> (PathBuf, PathBuf) {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    };
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    let uri = format!("urn:facepipe:camera:{camera}");
+    params.subject_alt_names = vec![rcgen::SanType::URI(uri.try_into().unwrap())];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let key = KeyPair::generate().unwrap();
+    let signed = params.signed_by(&key, &issuer).unwrap();
+    let (authority, client) = (folder.join(format!("{camera}-ca.pem")), folder.join(format!("{camera}.pem")));
+    fs::write(&authority, issuer.pem()).unwrap();
+    fs::write(&client, format!("{}{}", signed.pem(), key.serialize_pem())).unwrap();
+    (authority, client)
+}
+
+#[tokio::test]
+async fn client_certificates_are_optional_and_name_a_camera() {
+    let certificate = Certificate::new();
+    let folder = certificate.folder.path().to_owned();
+    let (authority, known) = client_certificate(&folder, "gate-1");
+    let (_, foreign) = client_certificate(&folder, "gate-2");
+    let tokens = folder.join("tokens");
+    fs::write(&tokens, "admin admin-0123456789\n").unwrap();
+    let server = start!(|config: &mut Config| {
+        certificate.configure(config);
+        config.tls.tls_client_ca = Some(authority);
+        config.listener.token_file = Some(tokens);
+    });
+    let (file, url) = (certificate.file(), format!("{}/dataset", server.url));
+    let ask = async |version: &str, more: &[&str]| {
+        let all = [&["-w", " %{response_code}", "--cacert", file.to_str().unwrap(), version, &url][..], more]
+            .concat();
+        let output = curl(&all).await;
+        (output.status.code(), text(&output))
+    };
+    let token = ["-H", "Authorization: Bearer admin-0123456789"];
+    let known = ["--cert", known.to_str().unwrap()];
+    for version in ["--http2", "--http1.1"] {
+        let (_, told) = ask(version, &[]).await;
+        assert!(told.contains("needs a token"), "{told}");
+        let (_, told) = ask(version, &known).await;
+        assert!(told.contains("certificate names no camera of this server"), "{told}");
+        for with in [&token[..], &[token, known].concat()] {
+            let (code, told) = ask(version, with).await;
+            assert!(code == Some(0) && told.ends_with(" 200"), "{told}");
+        }
+        let (code, told) = ask(version, &["--cert", foreign.to_str().unwrap()]).await;
+        assert!(code != Some(0), "{told}");
+    }
+    server.stop().await;
+}
+
+#[test]
+fn a_database_server_without_tls_is_refused_if_the_url_demands_it() {
+    let (engine, query, reason) = match Engine::of_this_run() {
+        // The embedded database has no connections.
+        None => return,
+        Some(engine @ Engine::Postgres) => (engine, "sslmode=require", "does not support SSL"),
+        Some(engine @ Engine::Mysql) => (engine, "ssl_mode=required", "is not encrypted"),
+    };
+    let url = engine.new_database();
+    let migrate = |url: String| {
+        let mut command = program();
+        command.arg("migrate").env("DATABASE_URL", url).args(["--database-start-timeout-s", "1"]);
+        command.output().unwrap()
+    };
+    let refused = migrate(format!("{url}?{query}"));
+    assert!(!refused.status.success() && text(&refused).contains(reason), "{}", text(&refused));
+    let accepted = migrate(url);
+    assert!(accepted.status.success(), "{}", text(&accepted));
 }
 
 #[test]

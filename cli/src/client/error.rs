@@ -79,11 +79,10 @@ impl ClientError {
     }
 }
 
-/// Formats a server's address without its password and trailing slash.
+/// Formats a server's address without its user, password and trailing slash.
 pub(super) fn display(server: &Url) -> String {
     let mut url = server.clone();
-    if url.password().is_some() {
-        let _ = url.set_password(Some("…"));
-    }
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
     url.as_str().trim_end_matches('/').to_owned()
 }

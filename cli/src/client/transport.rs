@@ -7,8 +7,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use gstfacepipe::upload;
+use gstfacepipe::upload::{self, TlsOptions};
 use reqwest::{RequestBuilder, Response, StatusCode, Url, multipart};
+use rustls::ClientConfig;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -42,6 +43,14 @@ pub struct Settings {
     pub token: Option<String>,
     /// PEM file of certificates to trust in addition to the system's; may contain the server's own certificate.
     pub ca_file: Option<PathBuf>,
+    /// Digests of the server's public key, as [`upload::KeyPin::parse_all`] reads them; only a server with one is trusted.
+    pub pinned_sha256: Option<String>,
+    /// PEM file of the client's certificate.
+    pub client_cert: Option<PathBuf>,
+    /// PEM file of its private key; unset: it is in `client_cert`.
+    pub client_key: Option<PathBuf>,
+    /// Whether the token may be sent over plain HTTP to another machine.
+    pub insecure_token: bool,
     /// See [`REQUEST_TIMEOUT`].
     pub request_timeout: Duration,
     /// See [`RETRY_LIMIT`]; zero disables repetitions.
@@ -55,9 +64,46 @@ impl Settings {
             server: server.into(),
             token: None,
             ca_file: None,
+            pinned_sha256: None,
+            client_cert: None,
+            client_key: None,
+            insecure_token: false,
             request_timeout: REQUEST_TIMEOUT,
             retry_limit: RETRY_LIMIT,
         }
+    }
+}
+
+impl Settings {
+    /// Returns how server and client prove themselves, `None` where that is by the system's authorities alone.
+    ///
+    /// # Errors
+    /// A file or a digest cannot be used, or there is no https that could prove anything.
+    pub fn tls(&self, is_https: bool) -> Result<Option<ClientConfig>, String> {
+        let pins = self.pinned_sha256.as_deref().map(upload::KeyPin::parse_all).transpose();
+        let pins = pins.map_err(|error| format!("--pinned-sha256: {error}"))?.unwrap_or_default();
+        if !is_https && !pins.is_empty() {
+            return Err(
+                "--pinned-sha256: the server's address is http, by which it cannot prove its key".into()
+            );
+        }
+        if !is_https && self.client_cert.is_some() {
+            return Err("--client-cert: the server's address is http, by which nothing can be proved".into());
+        }
+        let options = TlsOptions {
+            ca_file: self.ca_file.clone(),
+            pins,
+            client_cert: self.client_cert.clone(),
+            client_key: self.client_key.clone(),
+        };
+        let is_default = options.ca_file.is_none()
+            && options.pins.is_empty()
+            && options.client_cert.is_none()
+            && options.client_key.is_none();
+        if is_default {
+            return Ok(None);
+        }
+        upload::tls(&options).map(Some).map_err(|error| format!("--{error}"))
     }
 }
 
@@ -101,21 +147,28 @@ impl Transport {
     /// # Errors
     /// The address is invalid, or the certificates cannot be read.
     pub fn new(settings: &Settings) -> Result<Self, Failure> {
-        let server = Url::parse(&settings.server)
-            .map_err(|error| Failure::Usage(format!("--server {}: {error}", settings.server)))?;
+        let server = Url::parse(&settings.server).map_err(|error| {
+            Failure::Usage(format!("--server {}: {error}", upload::without_user(&settings.server)))
+        })?;
         if !matches!(server.scheme(), "http" | "https") || !server.has_host() {
             return Err(Failure::Usage(format!(
                 "--server {}: expected http:// or https:// and a host, for example http://127.0.0.1:8080",
-                settings.server
+                upload::without_user(&settings.server)
             )));
         }
         let mut builder =
             reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).timeout(settings.request_timeout);
-        if let Some(file) = &settings.ca_file {
-            // The same checks as in facesink-http and `facepipe doctor`.
-            let tls = upload::tls(Some(file), &[])
-                .map_err(|error| Failure::Usage(format!("--ca-file: {error}")))?;
+        // The same checks as in facesink-http and `facepipe doctor`.
+        let tls = settings.tls(server.scheme() == "https").map_err(Failure::Usage)?;
+        if let Some(tls) = tls {
             builder = builder.tls_backend_preconfigured(tls);
+        }
+        if settings.token.is_some() && !settings.insecure_token && upload::exposes_tokens(server.as_str()) {
+            return Err(Failure::Usage(format!(
+                "--server {}: everybody on the way can read the token over http: use https, or --insecure-token if the \
+                 network is protected otherwise",
+                error::display(&server)
+            )));
         }
         // The proxy environment variables apply as in facesink-http, except to this machine.
         if is_this_machine(&server) {

@@ -9,8 +9,9 @@ use std::{
 
 use facepipe_detector::{ExecutionProvider, models, runtime};
 use gst::prelude::*;
-use gstfacepipe::upload::{self, Spool, SpoolError};
+use gstfacepipe::upload::{self, Spool, SpoolError, TlsOptions};
 use reqwest::{StatusCode, blocking::Client, header};
+use rustls::ClientConfig;
 use time::{OffsetDateTime, format_description::well_known::Rfc2822};
 
 use super::{Check, Options, State};
@@ -256,6 +257,26 @@ fn spool(folder: Option<&Path>) -> Check {
     }
 }
 
+/// Returns how backend and client prove themselves, where the address or an option says anything about it.
+fn tls(options: &Options, server: &str) -> Result<Option<ClientConfig>, String> {
+    let is_https = server.starts_with("https:");
+    let named = options.pinned_sha256.is_some() || options.client_cert.is_some();
+    if named && !is_https {
+        return Err("pinned-sha256 and client-cert need https, without which nothing can be proved".into());
+    }
+    if !is_https && options.ca_file.is_none() && options.client_key.is_none() {
+        return Ok(None);
+    }
+    let pins = options.pinned_sha256.as_deref().map(upload::KeyPin::parse_all).transpose();
+    let tls = TlsOptions {
+        ca_file: options.ca_file.clone(),
+        pins: pins.map_err(|error| error.to_string())?.unwrap_or_default(),
+        client_cert: options.client_cert.clone(),
+        client_key: options.client_key.clone(),
+    };
+    upload::tls(&tls).map(Some).map_err(|error| error.to_string())
+}
+
 /// Checks the backend; returns its clock too.
 fn backend(options: &Options) -> (Check, Option<OffsetDateTime>) {
     const NAME: &str = "backend";
@@ -278,17 +299,19 @@ fn backend(options: &Options) -> (Check, Option<OffsetDateTime>) {
         (None, None) => None,
     };
     // As facesink-http checks it.
-    let tls = match options.ca_file.is_some() || server.starts_with("https:") {
-        true => match upload::tls(options.ca_file.as_deref(), &[]) {
-            Ok(tls) => Some(tls),
-            Err(error) => {
-                let remedy =
-                    "name a file of certificates in PEM form, readable for the user who runs the pipeline";
-                return (Check::failed(NAME, error.to_string(), remedy), None);
-            }
-        },
-        false => None,
+    let tls = match tls(options, server) {
+        Ok(tls) => tls,
+        Err(error) => {
+            let remedy = "name files of certificates and keys in PEM form, readable for the user who runs the pipeline";
+            return (Check::failed(NAME, error, remedy), None);
+        }
     };
+    if token.is_some() && !options.insecure_token && upload::exposes_tokens(server) {
+        let found =
+            format!("{} is http: everybody on the way can read the token", upload::without_user(server));
+        let remedy = "use https; or --insecure-token, and allow-insecure-token of facesink-http";
+        return (Check::failed(NAME, found, remedy), None);
+    }
     let through = match upload::proxy(server) {
         Ok(proxy) => proxy.map(|proxy| format!(" through the proxy {proxy}")).unwrap_or_default(),
         Err(error) => return (Check::failed(NAME, error.to_string(), "as it says"), None),
@@ -319,13 +342,14 @@ fn backend(options: &Options) -> (Check, Option<OffsetDateTime>) {
         }
         Ok((request.send()?.status(), date))
     };
+    let shown_server = upload::without_user(server);
     match query() {
         Err(error) => {
             let mut cause: &dyn std::error::Error = &error;
             while let Some(source) = cause.source() {
                 cause = source;
             }
-            let found = format!("{server} cannot be reached{through}: {cause}");
+            let found = format!("{shown_server} cannot be reached{through}: {cause}");
             let remedy = match cause.to_string().contains("certificate") {
                 true if options.ca_file.is_none() => {
                     "a certificate of an authority of one's own is trusted by --ca-file, and by ca-file of facesink-http"
@@ -336,22 +360,24 @@ fn backend(options: &Options) -> (Check, Option<OffsetDateTime>) {
         }
         Ok((status, date)) if status.is_success() => {
             let with = if token.is_some() { " with this token" } else { "" };
-            (Check::ok(NAME, format!("{server} answers{with}{through}")), date)
+            (Check::ok(NAME, format!("{shown_server} answers{with}{through}")), date)
         }
         Ok((status @ (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN), date)) => {
-            let found = format!("{server} refuses the token ({status})");
+            let found = format!("{shown_server} refuses the token ({status})");
             (
                 Check::failed(NAME, found, "give a token that the backend knows: --token, or --token-file"),
                 date,
             )
         }
         Ok((StatusCode::SERVICE_UNAVAILABLE, date)) => {
-            let found = format!("{server} answers, but is not ready ({})", StatusCode::SERVICE_UNAVAILABLE);
+            let found =
+                format!("{shown_server} answers, but is not ready ({})", StatusCode::SERVICE_UNAVAILABLE);
             (Check::failed(NAME, found, "its database is away: see the backend's log"), date)
         }
-        Ok((status, date)) => {
-            (Check::failed(NAME, format!("{server} answers {status}"), "is that a facepipe backend?"), date)
-        }
+        Ok((status, date)) => (
+            Check::failed(NAME, format!("{shown_server} answers {status}"), "is that a facepipe backend?"),
+            date,
+        ),
     }
 }
 

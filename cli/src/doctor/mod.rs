@@ -40,6 +40,18 @@ pub struct Options {
     /// Certificates (PEM) to trust in addition to the system's, as facesink-http's ca-file
     #[arg(long, env = "FACEPIPE_CA_FILE", value_name = "FILE")]
     ca_file: Option<PathBuf>,
+    /// Digest of the backend's public key, as facesink-http's pinned-sha256
+    #[arg(long, env = "FACEPIPE_PINNED_SHA256", value_name = "PIN")]
+    pinned_sha256: Option<String>,
+    /// This client's certificate (PEM), as facesink-http's client-cert
+    #[arg(long, env = "FACEPIPE_CLIENT_CERT", value_name = "FILE")]
+    client_cert: Option<PathBuf>,
+    /// The private key of --client-cert (PEM), as facesink-http's client-key
+    #[arg(long, env = "FACEPIPE_CLIENT_KEY", value_name = "FILE")]
+    client_key: Option<PathBuf>,
+    /// Send the token even over http to another machine, as facesink-http's allow-insecure-token
+    #[arg(long, env = "FACEPIPE_INSECURE_TOKEN")]
+    insecure_token: bool,
     /// Folder in which facesink-http keeps crops while the backend is away
     #[arg(long, value_name = "DIR")]
     spool_dir: Option<PathBuf>,

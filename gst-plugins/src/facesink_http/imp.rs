@@ -394,11 +394,11 @@ impl BaseSinkImpl for FaceSinkHttp {
         let camera = settings.camera();
         camera.validate().map_err(|error| invalid(&error))?;
         let has_token = settings.token.is_some() || settings.token_file.is_some();
-        if has_token && upload::exposes_tokens(&settings.backend_url) {
+        if has_token && settings.allow_insecure_token && upload::exposes_tokens(&settings.backend_url) {
             gst::element_imp_warning!(
                 self,
                 gst::ResourceError::Settings,
-                ("backend-url is http: the token can be read by everybody on the way; use https")
+                ("backend-url is http: the token can be read by everybody on the way, as allow-insecure-token says")
             );
         }
         let capture_start = settings.capture_start.as_deref().map(parse_capture_start).transpose()?;

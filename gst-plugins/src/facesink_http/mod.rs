@@ -89,6 +89,13 @@
  * openssl x509 -in cert.pem -noout -pubkey | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | openssl base64
  * ]|
  *
+ * `client-cert` and `client-key` are this client's own certificate and private key in PEM, by which it proves itself to a
+ * backend that asks for one; without `client-key`, the key is in the file of the certificate. Changed files are read for the
+ * next connection.
+ *
+ * Over `http://`, a token is sent to this machine only (`localhost`, loopback addresses): for another one the element refuses
+ * to start, unless `allow-insecure-token` is set, since everybody on the way could read it.
+ *
  * ## Proxies
  *
  * The backend is called through the proxy that `http_proxy`, `https_proxy` or `all_proxy` in the environment names

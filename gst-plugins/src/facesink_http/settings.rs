@@ -35,6 +35,9 @@ pub(super) struct Settings {
     pub token_file: Option<PathBuf>,
     pub ca_file: Option<PathBuf>,
     pub pinned_sha256: Option<String>,
+    pub client_cert: Option<PathBuf>,
+    pub client_key: Option<PathBuf>,
+    pub allow_insecure_token: bool,
     pub otlp_endpoint: Option<String>,
     pub spool_dir: Option<PathBuf>,
     pub spool_max_bytes: u64,
@@ -64,6 +67,9 @@ impl Default for Settings {
             token_file: None,
             ca_file: None,
             pinned_sha256: None,
+            client_cert: None,
+            client_key: None,
+            allow_insecure_token: false,
             otlp_endpoint: None,
             spool_dir: None,
             spool_max_bytes: 256 << 20,
@@ -108,6 +114,9 @@ impl Settings {
             endpoint: self.endpoint,
             ca_file: self.ca_file.clone(),
             pinned_sha256: self.pinned_sha256.clone(),
+            client_cert: self.client_cert.clone(),
+            client_key: self.client_key.clone(),
+            allow_insecure_token: self.allow_insecure_token,
             workers: usize::try_from(self.workers).unwrap_or(1),
             otlp_endpoint: self.otlp_endpoint.clone(),
             spool: self.spool(),
@@ -138,6 +147,9 @@ impl Settings {
             "token-file" => self.token_file = filled().map(PathBuf::from),
             "ca-file" => self.ca_file = filled().map(PathBuf::from),
             "pinned-sha256" => self.pinned_sha256 = filled(),
+            "client-cert" => self.client_cert = filled().map(PathBuf::from),
+            "client-key" => self.client_key = filled().map(PathBuf::from),
+            "allow-insecure-token" => self.allow_insecure_token = value.get().unwrap_or_default(),
             "otlp-endpoint" => self.otlp_endpoint = filled(),
             "spool-dir" => self.spool_dir = filled().map(PathBuf::from),
             "spool-max-bytes" => self.spool_max_bytes = value.get().unwrap_or(defaults.spool_max_bytes),
@@ -170,6 +182,9 @@ impl Settings {
             "token-file" => path(&self.token_file),
             "ca-file" => path(&self.ca_file),
             "pinned-sha256" => self.pinned_sha256.to_value(),
+            "client-cert" => path(&self.client_cert),
+            "client-key" => path(&self.client_key),
+            "allow-insecure-token" => self.allow_insecure_token.to_value(),
             "otlp-endpoint" => self.otlp_endpoint.to_value(),
             "spool-dir" => path(&self.spool_dir),
             "spool-max-bytes" => self.spool_max_bytes.to_value(),
@@ -299,6 +314,28 @@ pub(super) fn param_specs() -> Vec<glib::ParamSpec> {
                  several separated by semicolons: a server with one of these keys is the backend, whatever its \
                  certificate says; with ca-file, the certificate is checked as well",
             )
+            .mutable_ready()
+            .build(),
+        glib::ParamSpecString::builder("client-cert")
+            .nick("Client certificate")
+            .blurb(
+                "File with this client's certificate (PEM), by which it proves itself to the backend over https; read \
+                 again when it changes",
+            )
+            .mutable_ready()
+            .build(),
+        glib::ParamSpecString::builder("client-key")
+            .nick("Client key")
+            .blurb("File with the private key of client-cert (PEM; unset = in client-cert)")
+            .mutable_ready()
+            .build(),
+        glib::ParamSpecBoolean::builder("allow-insecure-token")
+            .nick("Allow insecure token")
+            .blurb(
+                "Send the token even over http to another machine, where everybody on the way can read it; otherwise the \
+                 element refuses to start",
+            )
+            .default_value(defaults.allow_insecure_token)
             .mutable_ready()
             .build(),
         glib::ParamSpecString::builder("otlp-endpoint")

@@ -42,7 +42,8 @@ impl Endpoint {
 
     /// Returns the call's address below the root of a backend's API; a path in the root is kept as a prefix.
     pub(super) fn uri(self, backend_url: &str) -> Result<Uri, UploadError> {
-        let invalid = |reason: &str| UploadError::Url { url: backend_url.into(), reason: reason.into() };
+        let invalid =
+            |reason: &str| UploadError::Url { url: without_user(backend_url), reason: reason.into() };
         let base: Uri = backend_url.trim().parse().map_err(|_| invalid("is not a URL"))?;
         if !matches!(base.scheme_str(), Some("http" | "https")) {
             return Err(invalid("begins with neither http:// nor https://"));
@@ -93,6 +94,12 @@ pub struct UploadConfig {
     /// Digests of the backend's public key, in the form that [`KeyPin::parse_all`](super::KeyPin::parse_all) reads. A
     /// server with one of these keys is the backend; with `ca_file`, its certificate is checked as well.
     pub pinned_sha256: Option<String>,
+    /// PEM file of this client's certificate.
+    pub client_cert: Option<PathBuf>,
+    /// PEM file of its private key; unset: it is in `client_cert`.
+    pub client_key: Option<PathBuf>,
+    /// Whether a token may be sent over plain HTTP to another machine.
+    pub allow_insecure_token: bool,
     /// Maximum number of concurrent requests, at least 1.
     pub workers: usize,
     /// How long to wait before a retry.
@@ -113,6 +120,9 @@ impl Default for UploadConfig {
             endpoint: Endpoint::default(),
             ca_file: None,
             pinned_sha256: None,
+            client_cert: None,
+            client_key: None,
+            allow_insecure_token: false,
             workers: 2,
             backoff: Backoff::default(),
             otlp_endpoint: None,
@@ -162,6 +172,14 @@ impl Default for RuntimeSettings {
     }
 }
 
+/// Returns a URL without its user and password, for messages. They end with the last `@` before the path.
+pub fn without_user(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    format!("{scheme}://{host}{path}")
+}
+
 /// Returns true if a token sent to this URL could be read on its way: neither TLS nor this machine.
 pub fn exposes_tokens(backend_url: &str) -> bool {
     let Ok(uri) = backend_url.trim().parse::<Uri>() else { return false };
@@ -172,4 +190,37 @@ pub fn exposes_tokens(backend_url: &str) -> bool {
 pub(super) fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_are_shown_without_their_user() {
+        for (url, shown) in [
+            ("https://faces.example/path", "https://faces.example/path"),
+            ("https://user:s3cret@faces.example:8443/a@b", "https://faces.example:8443/a@b"),
+            ("http://user:s3@cret@10.0.0.7?x=y@z", "http://10.0.0.7?x=y@z"),
+            ("faces.example", "faces.example"),
+        ] {
+            assert_eq!(without_user(url), shown);
+        }
+        let error = Endpoint::default().uri("https://user:s3cret@faces.example").unwrap_err().to_string();
+        assert!(error.contains("faces.example") && !error.contains("s3cret"), "{error}");
+    }
+
+    #[test]
+    fn tokens_are_exposed_by_http_beyond_this_machine() {
+        for (url, exposed) in [
+            ("http://127.0.0.1:8080", false),
+            ("http://[::1]:8080", false),
+            ("http://localhost", false),
+            ("https://faces.example", false),
+            ("http://faces.example", true),
+            ("http://10.0.0.7:8080/faces", true),
+        ] {
+            assert_eq!(exposes_tokens(url), exposed, "{url}");
+        }
+    }
 }

@@ -4,7 +4,6 @@
 use std::{
     future::Future,
     io,
-    path::Path,
     pin::Pin,
     sync::{
         Arc,
@@ -40,8 +39,8 @@ use tower_service::Service;
 
 use super::{
     UploadError,
-    config::is_loopback,
-    tls::{KeyPin, Verifier, read_certificates},
+    config::{is_loopback, without_user},
+    tls::{ClientIdentity, TlsOptions, Verifier, read_certificates},
 };
 
 /// An HTTP client for one backend.
@@ -83,7 +82,7 @@ fn find_proxy(uri: &Uri) -> Result<Option<Intercept>, UploadError> {
     let proxy = Matcher::from_env().intercept(uri);
     match &proxy {
         Some(proxy) if proxy.uri().scheme_str() != Some("http") => {
-            Err(UploadError::Proxy { proxy: proxy.uri().to_string() })
+            Err(UploadError::Proxy { proxy: without_user(&proxy.uri().to_string()) })
         }
         _ => Ok(proxy),
     }
@@ -95,17 +94,15 @@ fn find_proxy(uri: &Uri) -> Result<Option<Intercept>, UploadError> {
 /// The backend's address is not a URL, or the kind of proxy is not supported.
 pub fn proxy(backend_url: &str) -> Result<Option<String>, UploadError> {
     let reason = "is not a URL".into();
-    let uri = backend_url.trim().parse().map_err(|_| UploadError::Url { url: backend_url.into(), reason })?;
-    Ok(find_proxy(&uri)?.map(|proxy| proxy.uri().to_string()))
+    let uri = backend_url
+        .trim()
+        .parse()
+        .map_err(|_| UploadError::Url { url: without_user(backend_url), reason })?;
+    Ok(find_proxy(&uri)?.map(|proxy| without_user(&proxy.uri().to_string())))
 }
 
 /// Creates the client for one backend, whose certificate is checked by [`Verifier`].
-pub(super) fn client(
-    uri: &Uri,
-    ca_file: Option<&Path>,
-    pins: &[KeyPin],
-    traffic: Arc<Traffic>,
-) -> Result<Client, UploadError> {
+pub(super) fn client(uri: &Uri, options: &TlsOptions, traffic: Arc<Traffic>) -> Result<Client, UploadError> {
     let proxy = find_proxy(uri)?;
     let mut http = HttpConnector::new();
     http.enforce_http(false);
@@ -113,12 +110,12 @@ pub(super) fn client(
     http.set_connect_timeout(Some(CONNECT_TIMEOUT));
 
     let config = if uri.scheme_str() == Some("https") {
-        tls(ca_file, pins)?
+        tls(options)?
     } else {
         // Plain HTTP must also work on a system without certificates, so none are loaded. An invalid file is an error all
         // the same.
-        if let Some(file) = ca_file {
-            read_certificates(file).map_err(|reason| UploadError::CaFile { path: file.into(), reason })?;
+        if let Some(file) = &options.ca_file {
+            read_certificates(file).map_err(|reason| UploadError::CaFile { path: file.clone(), reason })?;
         }
         tls_builder(&Arc::new(ring::default_provider()))?
             .with_root_certificates(RootCertStore::empty())
@@ -138,15 +135,22 @@ pub(super) fn client(
     Ok(Client { inner, proxy_authorization })
 }
 
-/// Returns a TLS configuration that checks the backend's certificate by [`Verifier`].
+/// Returns a TLS configuration that checks the backend's certificate by [`Verifier`], and has the client's own.
 ///
 /// # Errors
-/// The file cannot be used, or there are no root certificates.
-pub fn tls(ca_file: Option<&Path>, pins: &[KeyPin]) -> Result<ClientConfig, UploadError> {
+/// A file cannot be used, or there are no root certificates.
+pub fn tls(options: &TlsOptions) -> Result<ClientConfig, UploadError> {
     let provider = Arc::new(ring::default_provider());
-    let verifier = Verifier::new(&provider, ca_file, pins)?;
-    let config = tls_builder(&provider)?;
-    Ok(config.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
+    let verifier = Verifier::new(&provider, options)?;
+    let config = tls_builder(&provider)?.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
+    match (&options.client_cert, &options.client_key) {
+        (Some(cert), key) => {
+            let identity = ClientIdentity::open(&provider, cert, key.as_deref())?;
+            Ok(config.with_client_cert_resolver(Arc::new(identity)))
+        }
+        (None, Some(_)) => Err(UploadError::KeyWithoutCert),
+        (None, None) => Ok(config.with_no_client_auth()),
+    }
 }
 
 fn tls_builder(

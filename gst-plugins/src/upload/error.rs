@@ -52,6 +52,39 @@ pub enum UploadError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The file of the client's certificate cannot be used.
+    #[error("client-cert `{}` cannot be used: {reason}", path.display())]
+    ClientCert {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The file of the client's private key cannot be used.
+    #[error("client-key `{}` cannot be used: {reason}", path.display())]
+    ClientKey {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A private key is given without its certificate.
+    #[error(
+        "client-key is set, but client-cert is not: set both, or client-cert alone if its file has the key, too"
+    )]
+    KeyWithoutCert,
+    /// The client has a certificate, but the connection has no TLS that it could prove itself by.
+    #[error(
+        "client-cert is set, but backend-url `{0}` is not https, and without TLS nothing can be proved: use https, or leave \
+         client-cert out"
+    )]
+    CertWithoutTls(String),
+    /// A token would be sent in clear over a network.
+    #[error(
+        "backend-url `{0}` is http, on which everybody on the way can read the token: use https, or set \
+         allow-insecure-token=true if the network is protected otherwise"
+    )]
+    InsecureToken(String),
     /// A pin is not a digest.
     #[error(
         "pinned-sha256 `{0}` is not the SHA-256 digest of a public key in base64, such as sha256//{example}; separate \

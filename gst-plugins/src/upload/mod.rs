@@ -34,7 +34,7 @@ mod traces;
 mod uploader;
 mod worker;
 
-pub use config::{DropPolicy, Endpoint, RuntimeSettings, UploadConfig, exposes_tokens};
+pub use config::{DropPolicy, Endpoint, RuntimeSettings, UploadConfig, exposes_tokens, without_user};
 pub use connection::{proxy, tls};
 pub use crop::{Camera, CameraError, Crop};
 pub use error::UploadError;
@@ -42,6 +42,6 @@ pub use event::{BackendStatus, Event, Observer, Stats};
 pub use multipart::{encode_uuid, format_captured_at};
 pub use retry::{Backoff, parse_retry_after};
 pub use spool::{Spool, SpoolConfig, SpoolCounts, SpoolEntry, SpoolError, SpoolId, StoreError};
-pub use tls::KeyPin;
+pub use tls::{KeyPin, TlsOptions};
 pub use token::{Token, TokenError};
 pub use uploader::{DrainOutcome, PushOutcome, Uploader};

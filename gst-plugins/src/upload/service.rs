@@ -125,12 +125,14 @@ enum RequestError {
 pub(super) struct Service {
     client: Client,
     requests: RequestBuilder,
+    /// Whether the connection protects a token, or the user has said that it may be sent anyway.
+    may_send_token: bool,
     token_file: tokio::sync::Mutex<TokenFile>,
 }
 
 impl Service {
-    pub fn new(client: Client, requests: RequestBuilder) -> Self {
-        Self { client, requests, token_file: tokio::sync::Mutex::default() }
+    pub fn new(client: Client, requests: RequestBuilder, may_send_token: bool) -> Self {
+        Self { client, requests, may_send_token, token_file: tokio::sync::Mutex::default() }
     }
 
     /// Sends one request.
@@ -145,6 +147,12 @@ impl Service {
             let error = ErrorResponse::no_response(message);
             RequestOutcome::Retry { status: BackendStatus::Unavailable, error, retry_after: None }
         };
+        // One that was set after the start, which refuses it.
+        if token.is_some() && !self.may_send_token {
+            return unavailable(
+                "gets no request by http, on which the token could be read: use https, or set allow-insecure-token".into(),
+            );
+        }
         let request = match self.requests.build(crops, token.as_ref(), attempt) {
             Ok(request) => request,
             Err(error) => return unavailable(format!("cannot be sent a request: {error}")),

@@ -1,23 +1,43 @@
 //! Decides whether a server is the backend: by trusted authorities, by a certificate that is itself in `ca-file`, or by a
-//! key that `pinned-sha256` names.
+//! key that `pinned-sha256` names. Proves this client to the backend by its own certificate, if it has one.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::SystemTime,
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use rustls::{
     CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
     client::{
-        WebPkiServerVerifier,
+        ResolvesClientCert, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_name,
     },
     crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
     server::ParsedCertificate,
+    sign::CertifiedKey,
 };
 use sha2::{Digest, Sha256};
 
 use super::UploadError;
+
+/// How a client and its server prove themselves over https.
+#[derive(Debug, Clone, Default)]
+pub struct TlsOptions {
+    /// PEM file of certificates to trust beside the system's: authorities', or the server's own.
+    pub ca_file: Option<PathBuf>,
+    /// The accepted keys of the server; any if empty.
+    pub pins: Vec<KeyPin>,
+    /// PEM file of the client's certificate, and of those between it and its authority.
+    pub client_cert: Option<PathBuf>,
+    /// PEM file of the client's private key; unset: it is in `client_cert`.
+    pub client_key: Option<PathBuf>,
+}
 
 /// SHA-256 of a certificate's public key: of its `SubjectPublicKeyInfo` in DER, as in RFC 7469, section 2.4.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +81,73 @@ pub(super) fn read_certificates(file: &Path) -> Result<Vec<CertificateDer<'stati
     if certificates.is_empty() { Err("contains no certificate in PEM form".into()) } else { Ok(certificates) }
 }
 
+/// The client's certificate and key. The files are read again for the first connection after a change, so that renewed ones
+/// need no restart.
+#[derive(Debug)]
+pub(super) struct ClientIdentity {
+    cert: PathBuf,
+    key: PathBuf,
+    provider: Arc<CryptoProvider>,
+    current: Mutex<(Versions, Arc<CertifiedKey>)>,
+}
+
+/// Time of modification, size and inode of the two files.
+type Versions = [(SystemTime, u64, u64); 2];
+
+impl ClientIdentity {
+    /// Reads the files.
+    pub(super) fn open(
+        provider: &Arc<CryptoProvider>,
+        cert: &Path,
+        key: Option<&Path>,
+    ) -> Result<Self, UploadError> {
+        let key = key.unwrap_or(cert);
+        let versions = versions(cert, key)
+            .map_err(|error| UploadError::ClientCert { path: cert.into(), reason: error.to_string() })?;
+        let current = Arc::new(read_identity(provider, cert, key)?);
+        let (cert, key, provider) = (cert.into(), key.into(), Arc::clone(provider));
+        Ok(Self { cert, key, provider, current: Mutex::new((versions, current)) })
+    }
+}
+
+impl ResolvesClientCert for ClientIdentity {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        // Files that are being replaced, or cannot be used, leave the ones before.
+        if let Ok(versions) = versions(&self.cert, &self.key)
+            && versions != current.0
+            && let Ok(read) = read_identity(&self.provider, &self.cert, &self.key)
+        {
+            *current = (versions, Arc::new(read));
+        }
+        Some(Arc::clone(&current.1))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+fn versions(cert: &Path, key: &Path) -> io::Result<Versions> {
+    let version = |file: &Path| {
+        let metadata = fs::metadata(file)?;
+        io::Result::Ok((metadata.modified()?, metadata.len(), metadata.ino()))
+    };
+    Ok([version(cert)?, version(key)?])
+}
+
+fn read_identity(provider: &CryptoProvider, cert: &Path, key: &Path) -> Result<CertifiedKey, UploadError> {
+    let chain =
+        read_certificates(cert).map_err(|reason| UploadError::ClientCert { path: cert.into(), reason })?;
+    let of_key = |reason: String| UploadError::ClientKey { path: key.into(), reason };
+    let private = PrivateKeyDer::from_pem_file(key)
+        .map_err(|error| of_key(format!("contains no private key in PEM form ({error})")))?;
+    CertifiedKey::from_der(chain, private, provider).map_err(|error| match error {
+        Error::InconsistentKeys(_) => of_key(format!("is not the key of the certificate {}", cert.display())),
+        error => of_key(error.to_string()),
+    })
+}
+
 /// Checks the backend's certificate.
 #[derive(Debug)]
 pub(super) struct Verifier {
@@ -75,11 +162,8 @@ pub(super) struct Verifier {
 
 impl Verifier {
     /// Trusts the system's authorities and the certificates in a PEM file; with pins and without a file, the keys alone.
-    pub(super) fn new(
-        provider: &Arc<CryptoProvider>,
-        ca_file: Option<&Path>,
-        pins: &[KeyPin],
-    ) -> Result<Self, UploadError> {
+    pub(super) fn new(provider: &Arc<CryptoProvider>, options: &TlsOptions) -> Result<Self, UploadError> {
+        let (ca_file, pins) = (options.ca_file.as_deref(), &options.pins);
         let named = match ca_file {
             Some(file) => {
                 read_certificates(file).map_err(|reason| UploadError::CaFile { path: file.into(), reason })?
@@ -89,7 +173,7 @@ impl Verifier {
         let mut verifier = Self {
             authorities: None,
             named,
-            pins: pins.to_vec(),
+            pins: pins.clone(),
             algorithms: provider.signature_verification_algorithms,
         };
         if let (None, false) = (ca_file, pins.is_empty()) {

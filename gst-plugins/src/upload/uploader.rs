@@ -9,7 +9,8 @@ use std::{
 use tokio::{runtime::Runtime, sync::Notify, task::JoinHandle};
 
 use super::{
-    Crop, KeyPin, Observer, RuntimeSettings, Spool, Stats, Token, UploadConfig, UploadError,
+    Crop, KeyPin, Observer, RuntimeSettings, Spool, Stats, TlsOptions, Token, UploadConfig, UploadError,
+    config::exposes_tokens,
     connection::{self, Traffic},
     event::{Counters, Reporter},
     request::RequestBuilder,
@@ -77,18 +78,32 @@ impl Uploader {
             Token::read(path).map_err(|error| UploadError::TokenFile { path: path.clone(), error })?;
         }
         let pins = config.pinned_sha256.as_deref().map(KeyPin::parse_all).transpose()?.unwrap_or_default();
-        if !pins.is_empty() && requests.uri().scheme_str() != Some("https") {
+        let is_https = requests.uri().scheme_str() == Some("https");
+        if !pins.is_empty() && !is_https {
             return Err(UploadError::PinWithoutTls(config.backend_url));
         }
+        if config.client_cert.is_some() && !is_https {
+            return Err(UploadError::CertWithoutTls(config.backend_url));
+        }
+        let may_send_token = config.allow_insecure_token || !exposes_tokens(&config.backend_url);
+        let has_token = config.settings.token.is_some() || config.settings.token_file.is_some();
+        if has_token && !may_send_token {
+            return Err(UploadError::InsecureToken(config.backend_url));
+        }
         let traffic = Arc::new(Traffic::default());
-        let client =
-            connection::client(requests.uri(), config.ca_file.as_deref(), &pins, Arc::clone(&traffic))?;
+        let tls = TlsOptions {
+            ca_file: config.ca_file.clone(),
+            pins,
+            client_cert: config.client_cert.clone(),
+            client_key: config.client_key.clone(),
+        };
+        let client = connection::client(requests.uri(), &tls, Arc::clone(&traffic))?;
         let runtime = runtime()?;
         let tracer = config
             .otlp_endpoint
             .as_deref()
             .map(|endpoint| {
-                let (ca_file, runtime) = (config.ca_file.as_deref(), runtime.handle().clone());
+                let (ca_file, runtime) = (config.ca_file.clone(), runtime.handle().clone());
                 Tracer::start(endpoint, ca_file, runtime, Arc::clone(&observer))
             })
             .transpose()?;
@@ -96,7 +111,7 @@ impl Uploader {
         let workers = config.workers.max(1);
         let shared = Arc::new(Shared {
             backoff: config.backoff,
-            service: Service::new(client, requests),
+            service: Service::new(client, requests, may_send_token),
             tracer: Mutex::new(tracer.map(Arc::new)),
             reporter: Reporter::new(observer),
             traffic,

@@ -18,6 +18,8 @@ use diesel::{
 #[cfg(feature = "database-servers")]
 use diesel::{MysqlConnection, PgConnection, sql_types::Text};
 
+#[cfg(feature = "database-servers")]
+use super::mysql_tls;
 use crate::{config_errors::config_error, optional};
 
 /// Concurrent readers of SQLite.
@@ -146,6 +148,10 @@ impl Engine {
         }?;
         if let Self::Postgres { .. } | Self::Mysql { .. } = engine {
             optional::DATABASE_SERVERS.needed_by("database_url", &engine.to_string())?;
+        }
+        #[cfg(feature = "database-servers")]
+        if let Self::Mysql { url } = &engine {
+            mysql_tls::check_url(url)?;
         }
         Ok(engine)
     }
@@ -303,7 +309,10 @@ impl r2d2::ManageConnection for Manager {
             #[cfg(feature = "database-servers")]
             Engine::Postgres { url } => PgConnection::establish(url).map(AnyConnection::Postgres),
             #[cfg(feature = "database-servers")]
-            Engine::Mysql { url } => MysqlConnection::establish(url).map(AnyConnection::Mysql),
+            Engine::Mysql { url } => MysqlConnection::establish(url).and_then(|mut connection| {
+                mysql_tls::ensure(&mut connection, url)?;
+                Ok(AnyConnection::Mysql(connection))
+            }),
             #[cfg(not(feature = "database-servers"))]
             Engine::Postgres { .. } | Engine::Mysql { .. } => Err(diesel::ConnectionError::BadConnection(
                 "no client of database servers is built in".into(),

@@ -27,6 +27,8 @@ mod jobs;
 mod leases;
 mod migrations;
 mod models;
+#[cfg(feature = "database-servers")]
+mod mysql_tls;
 mod names;
 mod naming;
 mod outbox;

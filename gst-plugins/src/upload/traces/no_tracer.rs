@@ -1,6 +1,6 @@
 //! Replaces the tracer in builds without the feature `traces`.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use http::StatusCode;
 use tokio::runtime::Handle;
@@ -16,7 +16,7 @@ pub enum Tracer {}
 impl Tracer {
     /// # Errors
     /// Always.
-    pub fn start(endpoint: &str, _: Option<&Path>, _: Handle, _: Observer) -> Result<Self, UploadError> {
+    pub fn start(endpoint: &str, _: Option<PathBuf>, _: Handle, _: Observer) -> Result<Self, UploadError> {
         Err(UploadError::WithoutTraces(endpoint.into()))
     }
 

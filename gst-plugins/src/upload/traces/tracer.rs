@@ -3,7 +3,7 @@
 use std::{
     fmt,
     future::Future,
-    path::Path,
+    path::PathBuf,
     pin::Pin,
     sync::{
         Arc,
@@ -30,7 +30,7 @@ use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use super::{
-    super::{Event, Observer, UploadError, connection, state::PendingUpload},
+    super::{Event, Observer, TlsOptions, UploadError, connection, state::PendingUpload, without_user},
     Attempt, SpanIds,
 };
 
@@ -77,17 +77,24 @@ impl Tracer {
     /// Starts a tracer for the collector below `endpoint`; its certificate is checked as the backend's is.
     pub fn start(
         endpoint: &str,
-        ca_file: Option<&Path>,
+        ca_file: Option<PathBuf>,
         runtime: Handle,
         observer: Observer,
     ) -> Result<Self, UploadError> {
-        let invalid = |reason: String| UploadError::Collector { url: endpoint.into(), reason };
+        let invalid = |reason: String| UploadError::Collector { url: without_user(endpoint), reason };
         let address = format!("{}/{PATH}", endpoint.trim().trim_end_matches('/'));
         let uri: Uri = address.parse().map_err(|_| invalid("is not a URL".into()))?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() {
             return Err(invalid("begins with neither http:// nor https://".into()));
         }
-        let client = Collector { client: connection::client(&uri, ca_file, &[], Arc::default())?, runtime };
+        let client = Collector {
+            client: connection::client(
+                &uri,
+                &TlsOptions { ca_file, ..TlsOptions::default() },
+                Arc::default(),
+            )?,
+            runtime,
+        };
         let exporter = SpanExporter::builder()
             .with_http()
             .with_http_client(client)
