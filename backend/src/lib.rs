@@ -23,6 +23,7 @@ mod optional;
 mod outbox;
 mod recognise;
 mod request_id;
+mod shares;
 mod store;
 mod tls;
 #[cfg(feature = "traces")]
@@ -39,7 +40,7 @@ pub use application::{Application, StopHandle};
 pub use config::{
     Args, BrowserConfig, CohortConfig, Command, Config, DatabaseConfig, DatasetConfig, DeploymentConfig,
     ErasedDetections, ListenerConfig, LogFormat, LoggingConfig, RecognitionConfig, ResultsConfig,
-    RetentionConfig, ServerRole, Settings, StorageConfig, TlsConfig, UnknownsConfig,
+    RetentionConfig, ServerRole, Settings, SharesConfig, StorageConfig, TlsConfig, UnknownsConfig,
 };
 
 /// What benchmarks measure on its own. Not part of the interface.

@@ -418,6 +418,11 @@ pub fn matching(path: &str) -> Option<&'static Route> {
     PATTERNS.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, route)| *route)
 }
 
+/// Whether a path is that of a probe, which is answered however much else is asked for.
+pub fn is_probe(path: &str) -> bool {
+    matches!(path, "/startupz" | "/livez" | "/readyz")
+}
+
 /// What a request needs: `sent` is its path as it was sent, `matched` as the router matches it. Another spelling of an open
 /// path is not open, an unknown path needs `admin`, and a method that a path does not take needs a scope of one that it takes.
 pub fn requirement(method: &Method, sent: &str, matched: &str) -> Requirement {

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actix_http::{BoxedPayloadStream, Payload, Request, Response};
+use actix_http::{BoxedPayloadStream, HttpMessage as _, Payload, Request, Response};
 use actix_service::Service;
 use actix_web::{
     Error,
@@ -31,7 +31,7 @@ use h2::{
 };
 use tokio::time::{Instant, Sleep};
 
-use super::{Connection, ConnectionOptions, DISCONNECT_TIMEOUT, KEEP_ALIVE_GRACE};
+use super::{Connection, ConnectionOptions, DISCONNECT_TIMEOUT, ExceededConnections, KEEP_ALIVE_GRACE};
 
 /// Maximum number of requests that a connection has at a time.
 const MAX_STREAMS: u32 = 128;
@@ -60,6 +60,7 @@ where
     S: Service<Request, Response = ServiceResponse<B>, Error = Error> + 'static,
     B: MessageBody + 'static,
 {
+    let exceeded = stream.call.exceeded().map(|(limit, max)| ExceededConnections(limit, max));
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(MAX_STREAMS)
@@ -85,9 +86,9 @@ where
                 tokio::task::spawn_local(answer(
                     request,
                     respond,
-                    peer,
+                    (peer, exceeded),
                     Rc::clone(&application),
-                    options.request_timeout,
+                    options.write_timeout,
                 ));
             }
             () = &mut stopping, if !closing => {
@@ -119,7 +120,7 @@ fn restart(timer: Pin<&mut Sleep>, duration: Duration) {
 async fn answer<S, B>(
     request: http::Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    peer: Option<SocketAddr>,
+    (peer, exceeded): (Option<SocketAddr>, Option<ExceededConnections>),
     application: Rc<S>,
     write_timeout: Duration,
 ) where
@@ -131,6 +132,9 @@ async fn answer<S, B>(
         respond.send_reset(h2::Reason::PROTOCOL_ERROR);
         return;
     };
+    if let Some(exceeded) = exceeded {
+        request.extensions_mut().insert(exceeded);
+    }
     let outcome = tokio::select! {
         biased;
         _ = poll_fn(|context| respond.poll_reset(context)) => return,

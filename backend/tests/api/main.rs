@@ -38,6 +38,7 @@ mod proxies;
 mod recognition;
 mod replicas;
 mod request_id;
+mod shares;
 mod sqlite;
 mod startup;
 mod times;

@@ -113,7 +113,8 @@ async fn recognise_and_store<Outcome>(
     let received_at = now();
     let camera_id = required("camera_id", form.camera_id.as_ref(), 1)?;
     let location = required("location", form.location.as_ref(), 0)?;
-    let request = RecognitionRequest::read(form, &state.config.recognition)?;
+    let mut request = RecognitionRequest::read(form, &state.config.recognition)?;
+    request.images.iter_mut().flatten().for_each(|image| image.is_from_camera = true);
 
     let keys = request.details.iter().filter_map(|details| details.key.clone()).collect();
     let known = state.database.answered_keys(call, keys).await?;
