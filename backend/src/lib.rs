@@ -23,6 +23,7 @@ mod optional;
 mod outbox;
 mod recognise;
 mod request_id;
+mod shares;
 mod store;
 mod tls;
 #[cfg(feature = "traces")]
@@ -39,8 +40,8 @@ pub use application::{Application, StopHandle};
 pub use config::{
     Args, AuditConfig, AuditSwitch, BrowserConfig, CohortConfig, Command, Config, DatabaseConfig,
     DatasetConfig, DeploymentConfig, ErasedDetections, ListenerConfig, LogFormat, LoggingConfig,
-    RecognitionConfig, ResultsConfig, RetentionConfig, ServerRole, Settings, StorageConfig, TlsConfig,
-    UnknownsConfig,
+    RecognitionConfig, ResultsConfig, RetentionConfig, ServerRole, Settings, SharesConfig, StorageConfig,
+    TlsConfig, UnknownsConfig,
 };
 
 /// What benchmarks measure on its own. Not part of the interface.

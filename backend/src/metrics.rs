@@ -8,7 +8,10 @@ use prometheus::{
     proto::MetricFamily,
 };
 
-use crate::domain::{JobKind, JobStatus, Task};
+use crate::{
+    domain::{JobKind, JobStatus, Task},
+    shares::Limit,
+};
 
 /// Upper bounds of request durations, seconds: from an empty response to a training that is waited for.
 const REQUEST_SECONDS: [f64; 14] =
@@ -39,6 +42,29 @@ pub enum Rejection {
     QueueFull,
     /// The queued images take longer than they may.
     QueueSlow,
+    /// Clients with fewer images needed the room of the request's.
+    Displaced,
+    /// The images of the request have too many pixels together.
+    RequestPixels,
+    /// Another limit.
+    Exceeded(Limit),
+}
+
+impl Rejection {
+    fn all() -> impl Iterator<Item = Self> {
+        let queue = [Self::QueueFull, Self::QueueSlow, Self::Displaced, Self::RequestPixels];
+        queue.into_iter().chain(Limit::ALL.map(Self::Exceeded))
+    }
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::QueueFull => "queue_full",
+            Self::QueueSlow => "queue_slow",
+            Self::Displaced => "displaced",
+            Self::RequestPixels => "request_pixels",
+            Self::Exceeded(limit) => limit.name(),
+        }
+    }
 }
 
 /// The counters of one server.
@@ -47,8 +73,7 @@ pub struct Metrics {
     requests: IntCounterVec,
     abandoned: IntCounter,
     request_seconds: HistogramVec,
-    queue_full: IntCounter,
-    queue_slow: IntCounter,
+    refused: IntCounterVec,
     queue_seconds: Histogram,
     decode: Histogram,
     detect: Histogram,
@@ -73,7 +98,7 @@ impl Metrics {
         let refused = counters(
             &registry,
             "facepipe_requests_refused_total",
-            "Requests that were answered 429 before anything was computed.",
+            "Requests and connections that were refused because a limit was exceeded, before anything was computed.",
             &["reason"],
         )?;
         let stages = histograms(
@@ -111,8 +136,7 @@ impl Metrics {
                 &REQUEST_SECONDS,
                 &["route"],
             )?,
-            queue_full: refused.with_label_values(&["queue_full"]),
-            queue_slow: refused.with_label_values(&["queue_slow"]),
+            refused,
             queue_seconds: histogram(
                 &registry,
                 "facepipe_queue_seconds",
@@ -165,6 +189,9 @@ impl Metrics {
                 metrics.jobs_finished.with_label_values(&[kind.as_str(), status.as_str()]);
             }
         }
+        for reason in Rejection::all() {
+            metrics.refused.with_label_values(&[reason.label()]);
+        }
         for task in [Task::Retain, Task::Sweep, Task::Cohort, Task::Recluster] {
             metrics.task_failures.with_label_values(&[task.name()]);
         }
@@ -187,12 +214,9 @@ impl Metrics {
         self.abandoned.inc();
     }
 
-    /// Counts a rejected request.
+    /// Counts a rejected request or connection.
     pub fn rejected(&self, reason: Rejection) {
-        match reason {
-            Rejection::QueueFull => self.queue_full.inc(),
-            Rejection::QueueSlow => self.queue_slow.inc(),
-        }
+        self.refused.with_label_values(&[reason.label()]).inc();
     }
 
     /// Observes the time that a request spent in the queue.

@@ -1,6 +1,6 @@
 //! Keep-alive: announces how long an idle connection is kept.
 
-use std::sync::atomic::Ordering;
+use std::{rc::Rc, sync::atomic::Ordering};
 
 use actix_web::{
     Error,
@@ -15,6 +15,7 @@ use actix_web::{
 };
 
 use super::State;
+use crate::connection::CallState;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
@@ -29,9 +30,14 @@ pub async fn keep_alive(
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let state = request.app_data::<web::Data<State>>().cloned();
     let asked = request.head().connection_type();
+    let call = request.conn_data::<Rc<CallState>>().cloned();
     let mut answer = next.call(request).await?;
     let Some(state) = state else { return Ok(answer) };
     let head = answer.response_mut().head_mut();
+    let is_error = head.status.is_client_error() || head.status.is_server_error();
+    if is_error && head.connection_type() == ConnectionType::Close {
+        call.iter().for_each(|call| call.end_after_response());
+    }
     // A client that offers an upgrade (Java's does, to HTTP/2) stays with HTTP/1.1, but actix-http then closes the
     // connection without announcing it.
     if state.draining.load(Ordering::Relaxed) || asked == ConnectionType::Upgrade {

@@ -167,7 +167,7 @@ fn malformed(error: MultipartError) -> ApiError {
             ApiError::MalformedForm("the headers of a part, or a line before the first, are too long".into())
         }
         MultipartError::Payload(error) => {
-            body::timed_out(&error).unwrap_or_else(|| ApiError::MalformedForm(error.to_string()))
+            body::refused(&error).unwrap_or_else(|| ApiError::MalformedForm(error.to_string()))
         }
         other => ApiError::MalformedForm(other.to_string()),
     }

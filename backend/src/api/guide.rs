@@ -1,12 +1,18 @@
 //! The guide at `/docs/guide`: the site that `make docs` builds, from the folder where a package installs it.
 
-use std::path::{Component, Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Component, Path, PathBuf},
+    sync::{LazyLock, Mutex, PoisonError},
+    time::SystemTime,
+};
 
 use actix_web::{
     HttpRequest, HttpResponse,
     http::header::{self, ETag, EntityTag, Header as _, IfNoneMatch},
     web,
 };
+use bytes::Bytes;
 use facepipe_shared::hex;
 use sha2::{Digest as _, Sha256};
 
@@ -46,8 +52,9 @@ pub async fn file(
         Found::File(file) => file,
         Found::Folder(name) => return Ok(redirect(&format!("{name}/"))),
     };
-    let bytes = tokio::fs::read(&file).await.map_err(|error| ApiError::Internal(error.into()))?;
-    let tag = EntityTag::new_strong(hex(Sha256::digest(&bytes).get(..16).unwrap_or_default()));
+    let CachedFile { bytes, tag, .. } =
+        read(&file).await.map_err(|error| ApiError::Internal(error.into()))?;
+    let tag = EntityTag::new_strong(tag);
     let content_type = content_type(&file, &bytes);
     let caching = if content_type.starts_with("text/html") {
         "no-cache".to_owned()
@@ -65,6 +72,40 @@ pub async fn file(
         .insert_header((header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY))
         .insert_header((header::X_CONTENT_TYPE_OPTIONS, "nosniff"));
     Ok(if known { response.finish() } else { response.content_type(content_type).body(bytes) })
+}
+
+/// A file in memory: all of its readers share the bytes.
+#[derive(Clone)]
+struct CachedFile {
+    version: (Option<SystemTime>, u64),
+    bytes: Bytes,
+    tag: String,
+}
+
+/// Bytes of files in memory at most. The guide has a few million.
+const MAX_CACHED_BYTES: usize = 64 * 1024 * 1024;
+
+/// The files that were read, by their canonical paths.
+static CACHE: LazyLock<Mutex<HashMap<PathBuf, CachedFile>>> = LazyLock::new(Mutex::default);
+
+/// Reads a file, unless it is in memory and has not changed.
+async fn read(file: &Path) -> std::io::Result<CachedFile> {
+    let metadata = tokio::fs::metadata(file).await?;
+    let version = (metadata.modified().ok(), metadata.len());
+    let cache = || CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+    let cached = cache().get(file).filter(|cached| cached.version == version).cloned();
+    if let Some(cached) = cached {
+        return Ok(cached);
+    }
+    let bytes = Bytes::from(tokio::fs::read(file).await?);
+    let tag = hex(Sha256::digest(&bytes).get(..16).unwrap_or_default());
+    let read = CachedFile { version, bytes, tag };
+    let mut cache = cache();
+    let others = cache.iter().filter(|(path, _)| *path != file).map(|(_, other)| other.bytes.len());
+    if others.sum::<usize>().saturating_add(read.bytes.len()) <= MAX_CACHED_BYTES {
+        cache.insert(file.to_owned(), read.clone());
+    }
+    Ok(read)
 }
 
 /// What is at a path of the guide.

@@ -1,6 +1,7 @@
 //! The HTTP API: a file per resource, [`routes`] with the table of routes, and what all calls share.
 
 mod access;
+mod admission;
 mod audit;
 mod auth;
 mod body;
@@ -38,6 +39,7 @@ mod unknowns;
 mod verify;
 mod warnings;
 
+pub use admission::{admit, delay_failed_authentication, keep_probes_answering, send_in_pieces};
 pub use auth::authorise;
 pub use body::limit_body_time;
 pub use connection::keep_alive;
@@ -65,6 +67,7 @@ use crate::{
     metrics::Metrics,
     model_loader::ModelLoader,
     recognise::Recogniser,
+    shares::Shares,
     store::{Blobs, Database, from_micros},
     train::Trainer,
 };
@@ -83,6 +86,8 @@ pub struct State {
     pub access: Arc<AccessControl>,
     /// The audit log.
     pub audit: AuditLog,
+    /// What clients may use at a time.
+    pub shares: Arc<Shares>,
     /// The database.
     pub database: Database,
     /// The blob store: images and models.
@@ -143,7 +148,7 @@ fn json_error(error: JsonPayloadError) -> ApiError {
         }
         JsonPayloadError::ContentType => ApiError::JsonExpected,
         JsonPayloadError::Payload(error) => {
-            body::timed_out(&error).unwrap_or_else(|| ApiError::MalformedJson(error.to_string()))
+            body::refused(&error).unwrap_or_else(|| ApiError::MalformedJson(error.to_string()))
         }
         other => ApiError::MalformedJson(other.to_string()),
     }

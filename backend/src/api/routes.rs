@@ -479,6 +479,11 @@ pub fn method_of(route: &'static Route, method: &Method) -> Option<&'static Rout
     route.methods.iter().find(|taken| taken.name.eq_ignore_ascii_case(method.as_str()))
 }
 
+/// Whether a path is that of a probe, which is answered however much else is asked for.
+pub fn is_probe(path: &str) -> bool {
+    matches!(path, "/startupz" | "/livez" | "/readyz")
+}
+
 /// What a request needs: `sent` is its path as it was sent, `matched` as the router matches it. Another spelling of an open
 /// path is not open, an unknown path needs `admin`, and a method that a path does not take needs a scope of one that it takes.
 pub fn requirement(method: &Method, sent: &str, matched: &str) -> Requirement {

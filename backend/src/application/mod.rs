@@ -35,6 +35,7 @@ use crate::{
     metrics::Metrics,
     model_loader::ModelLoader,
     recognise::{ActiveModel, MatchThreshold, Pipeline, Recogniser},
+    shares::{Connections, Shares},
     store::{Blobs, Database, ServerLock, sql},
     tls::ServerTls,
     train::{Trainer, TrainerOptions},
@@ -144,11 +145,13 @@ impl Application {
             tokio::task::spawn_blocking(move || startup::open_database(&config)).await??
         };
         startup::check_access(&config, &database, &access, address).await?;
+        let connections = Connections::new(startup::connection_limits(&config)?);
+        let shares = Arc::new(Shares::new(config.shares.limits()?));
         let mut services = Services::open(&config, database).await?;
-        let metrics_server = listeners
-            .metrics
-            .map(|listener| serve_metrics(listener, &config, &services, &access, tls.clone()))
-            .transpose()?;
+        let serve = |listener| {
+            serve_metrics(listener, &config, &services, &access, tls.clone(), &connections, &shares)
+        };
+        let metrics_server = listeners.metrics.map(serve).transpose()?;
         let writing_audit = services.writing_audit.take();
         let background = Background::start(&config, &services, writing_audit, &access, tls.clone()).await?;
 
@@ -159,7 +162,8 @@ impl Application {
         let threshold = services.threshold.of(services.loader.active().as_deref());
         let (remark, database) = (services.pipeline.embedder().remark(), services.database.clone());
         let draining = Arc::new(AtomicBool::new(false));
-        let server = serve_api(listeners.api, tls, config, access, services, Arc::clone(&draining))?;
+        let parts = ServerParts { tls, access, connections, shares };
+        let server = serve_api(listeners.api, config, parts, services, Arc::clone(&draining))?;
         if let Some(file) = &address_file {
             startup::write_address(file, address)
                 .with_context(|| format!("cannot write the address file {}", file.display()))?;
@@ -285,7 +289,8 @@ impl Services {
         startup::migrate_names(&database).await?;
         let pipeline = Arc::new(pipeline);
         let embedder = pipeline.embedder();
-        let options = config.recognition.options(embedder.default_threshold());
+        let options =
+            config.recognition.options(embedder.default_threshold(), config.shares.client_queue_images);
         let threshold = options.threshold;
         let verify_threshold =
             config.recognition.verify_threshold.unwrap_or_else(|| embedder.verification_threshold());
@@ -348,11 +353,15 @@ fn serve_metrics(
     services: &Services,
     access: &Arc<AccessControl>,
     tls: Option<Arc<ServerTls>>,
+    connections: &Connections,
+    shares: &Shares,
 ) -> std::io::Result<(SocketAddr, Server)> {
     let address = listener.local_addr()?;
     let sources = Sources {
         metrics: Arc::clone(&services.metrics),
         recogniser: services.recogniser.clone(),
+        connections: connections.clone(),
+        bytes: shares.bytes.clone(),
         loader: Arc::clone(&services.loader),
         threshold: services.threshold,
         database: services.database.clone(),
@@ -365,15 +374,23 @@ fn serve_metrics(
     Ok((address, exposition::serve(listener, Exposition::new(sources))?))
 }
 
+/// What protects the API's listener.
+struct ServerParts {
+    tls: Option<Arc<ServerTls>>,
+    access: Arc<AccessControl>,
+    connections: Connections,
+    shares: Arc<Shares>,
+}
+
 fn serve_api(
     listener: TcpListener,
-    tls: Option<Arc<ServerTls>>,
     config: Config,
-    access: Arc<AccessControl>,
+    parts: ServerParts,
     services: Services,
     draining: Arc<AtomicBool>,
 ) -> anyhow::Result<Server> {
-    let options = config.listener.connection_options();
+    let options = config.listener.connection_options(config.shares.write_timeout());
+    let metrics = Arc::clone(&services.metrics);
     let origins = config.browsers.cors_origins()?;
     let public_url = config.browsers.public_url()?;
     let hsts = config.tls.hsts();
@@ -384,8 +401,9 @@ fn serve_api(
         origins: origins.clone(),
         public_url,
         document,
-        access,
+        access: parts.access,
         audit: services.audit,
+        shares: parts.shares,
         database: services.database,
         blobs: services.blobs,
         recogniser: services.recogniser,
@@ -404,17 +422,21 @@ fn serve_api(
             // Inside of authorisation and roles: what is not served here leaves no trail as an act.
             .wrap(from_fn(api::record))
             .wrap(from_fn(api::serve_role))
+            .wrap(from_fn(api::admit))
             .wrap(from_fn(api::authorise))
             .wrap(from_fn(api::record_refusals))
+            .wrap(from_fn(api::delay_failed_authentication))
             // Outside of authorisation: browsers send preflight requests without a token.
             .wrap(Condition::new(!origins.is_empty(), api::allow_origins(&origins)))
             .wrap(Condition::new(
                 hsts.is_some(),
                 DefaultHeaders::new().add((STRICT_TRANSPORT_SECURITY, hsts.clone().unwrap_or_default())),
             ))
+            .wrap(from_fn(api::keep_probes_answering))
             .wrap(from_fn(api::keep_alive))
             .wrap(from_fn(api::observe))
+            .wrap(from_fn(api::send_in_pieces))
             .configure(api::configure)
     };
-    Ok(connection::serve(listener, tls, options, app)?)
+    Ok(connection::serve(listener, parts.tls, options, parts.connections, metrics, app)?)
 }

@@ -17,6 +17,7 @@ use crate::{
     config::Config,
     config_errors::config_error,
     recognise::Pipeline,
+    shares::{ConnectionLimits, RESERVED_DESCRIPTORS, raise_soft_limit},
     store::{
         Blobs, Database, StoreError, access_follower,
         ledger::{self, ReappliedErasures},
@@ -89,6 +90,25 @@ pub async fn check_access(
 pub fn open_tls(config: &Config) -> anyhow::Result<Option<Arc<ServerTls>>> {
     let Some(files) = config.tls.files()? else { return Ok(None) };
     Ok(Some(Arc::new(ServerTls::open(files).map_err(config_error)?)))
+}
+
+/// Raises the limit of open files, and returns how many connections there may be within it.
+pub fn connection_limits(config: &Config) -> anyhow::Result<ConnectionLimits> {
+    let limit = raise_soft_limit().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+        // The usual one.
+        1024
+    });
+    let limits =
+        config.shares.connection_limits(limit.saturating_sub(RESERVED_DESCRIPTORS).max(limit / 4).max(1))?;
+    if limits.total < config.shares.max_connections {
+        tracing::warn!(
+            max_connections = limits.total,
+            open_files = limit,
+            "fewer connections than max_connections are possible: the limit of open files (ulimit -n, LimitNOFILE=) is low"
+        );
+    }
+    Ok(limits)
 }
 
 /// Logs the risks of a configuration.

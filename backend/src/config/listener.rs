@@ -39,8 +39,9 @@ settings! {
 
 impl ListenerConfig {
     /// Returns how the server treats its connections.
-    pub(crate) fn connection_options(&self) -> ConnectionOptions {
+    pub(crate) fn connection_options(&self, write_timeout: Duration) -> ConnectionOptions {
         ConnectionOptions {
+            write_timeout,
             workers: self.http_workers,
             request_timeout: Duration::from_secs(self.request_timeout_s),
             keep_alive: Duration::from_secs(self.keep_alive_s),

@@ -15,6 +15,7 @@ mod logging;
 mod recognition;
 mod results;
 mod retention;
+mod shares;
 mod storage;
 mod tls;
 mod unknowns;
@@ -32,6 +33,7 @@ pub(crate) use recognition::MAX_TOP_K;
 pub use recognition::RecognitionConfig;
 pub use results::ResultsConfig;
 pub use retention::{ErasedDetections, RetentionConfig};
+pub use shares::SharesConfig;
 pub use storage::StorageConfig;
 pub use tls::TlsConfig;
 pub use unknowns::UnknownsConfig;
@@ -49,8 +51,8 @@ use serde::Serialize;
 use self::{
     audit::AuditFlags, browsers::BrowserFlags, cohort::CohortFlags, database::DatabaseFlags,
     dataset::DatasetFlags, deployment::DeploymentFlags, listener::ListenerFlags, logging::LoggingFlags,
-    recognition::RecognitionFlags, results::ResultsFlags, retention::RetentionFlags, storage::StorageFlags,
-    tls::TlsFlags, unknowns::UnknownsFlags,
+    recognition::RecognitionFlags, results::ResultsFlags, retention::RetentionFlags, shares::SharesFlags,
+    storage::StorageFlags, tls::TlsFlags, unknowns::UnknownsFlags,
 };
 use crate::{
     config_errors::{self, config_error},
@@ -94,6 +96,8 @@ concerns! {
     listener: ListenerConfig, ListenerFlags;
     /// TLS of the API's listener.
     tls: TlsConfig, TlsFlags;
+    /// How much one client may use at a time.
+    shares: SharesConfig, SharesFlags;
     /// Browsers and proxies.
     browsers: BrowserConfig, BrowserFlags;
     /// The data folder and the blob store.
@@ -169,6 +173,7 @@ impl Config {
         self.logging.check()?;
         self.browsers.check()?;
         self.tls.check()?;
+        self.shares.trusted_proxies()?;
         self.check_limits()
     }
 

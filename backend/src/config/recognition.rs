@@ -5,7 +5,7 @@ use std::{path::PathBuf, str::FromStr as _, time::Duration};
 use anyhow::Context as _;
 use facepipe_vision::{Compute, DecodeLimits, DeviceKind, EmbedderKind, default_models_dir};
 
-use crate::recognise::{MatchThreshold, RecogniserOptions};
+use crate::recognise::{MatchThreshold, QueueLimits, RecogniserOptions};
 
 /// Predictions of a face in a response.
 const DEFAULT_TOP_K: usize = 5;
@@ -48,6 +48,10 @@ settings! {
         queue_images: u32 = 256, "FACEPIPE_QUEUE_IMAGES", "N", in 1..=65_536;
         /// Milliseconds that the queued images may take, at the current throughput; more are rejected with 429
         queue_budget_ms: u64 = 5000, "FACEPIPE_QUEUE_BUDGET_MS", "MS", in 1..=3_600_000;
+        /// Pixels of the images that may be queued or processed at a time; more are rejected with 503
+        queue_pixels: u64 = 400_000_000, "FACEPIPE_QUEUE_PIXELS", "PIXELS", in 1..=1_000_000_000_000;
+        /// Seconds that an image may wait in the queue; its request is then rejected with 503
+        queue_deadline_s: u64 = 60, "FACEPIPE_QUEUE_DEADLINE_S", "SECONDS", in 1..=3600;
         /// Images in a batch
         batch_images: usize = 16, "FACEPIPE_BATCH_IMAGES", "N", in 1..=1024;
         /// Images in a request
@@ -58,6 +62,10 @@ settings! {
         /// Maximum size of an image, pixels
         max_image_pixels: u64 = 50_000_000, "FACEPIPE_MAX_IMAGE_PIXELS", "PIXELS",
             in 1..=1_000_000_000;
+        /// Maximum size of an image that a camera sends to store-results or send-results, pixels
+        max_camera_pixels: u64 = 12_000_000, "FACEPIPE_MAX_CAMERA_PIXELS", "PIXELS", in 1..=1_000_000_000;
+        /// Maximum size of all images of a request together, pixels
+        max_request_pixels: u64 = 200_000_000, "FACEPIPE_MAX_REQUEST_PIXELS", "PIXELS", in 1..=1_000_000_000_000;
     }
 }
 
@@ -108,12 +116,28 @@ impl RecognitionConfig {
         DecodeLimits { max_bytes: self.max_image_bytes, max_pixels: self.max_image_pixels }
     }
 
-    /// Returns the options of recognition with an embedder that has this default threshold.
-    pub(crate) fn options(&self, default_threshold: f32) -> RecogniserOptions {
+    /// Returns the limits of images that cameras send.
+    pub(crate) fn camera_limits(&self) -> DecodeLimits {
+        let max_pixels = self.max_camera_pixels.min(self.max_image_pixels);
+        DecodeLimits { max_pixels, ..self.decode_limits() }
+    }
+
+    /// Returns the options of recognition with an embedder that has this default threshold; `client_images` is the maximum of one
+    /// client's images.
+    pub(crate) fn options(&self, default_threshold: f32, client_images: Option<u32>) -> RecogniserOptions {
+        let images = |number| usize::try_from(number).unwrap_or(usize::MAX);
         RecogniserOptions {
             threshold: MatchThreshold { configured: self.match_threshold, default: default_threshold },
-            capacity: self.queue_images,
-            budget: Duration::from_millis(self.queue_budget_ms),
+            limits: QueueLimits {
+                images: images(self.queue_images),
+                client_images: images(client_images.unwrap_or(self.queue_images).min(self.queue_images)),
+                pixels: self.queue_pixels,
+                request_pixels: self.max_request_pixels,
+                budget: Duration::from_millis(self.queue_budget_ms),
+                deadline: Duration::from_secs(self.queue_deadline_s),
+            },
+            decode_limits: self.decode_limits(),
+            camera_limits: self.camera_limits(),
             batch_images: self.batch_images,
         }
     }

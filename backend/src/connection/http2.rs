@@ -33,7 +33,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::tls::CertifiedCamera;
 
-use super::{Connection, ConnectionOptions, DISCONNECT_TIMEOUT, KEEP_ALIVE_GRACE};
+use super::{Connection, ConnectionOptions, DISCONNECT_TIMEOUT, ExceededConnections, KEEP_ALIVE_GRACE};
 
 /// Maximum number of requests that a connection has at a time.
 const MAX_STREAMS: u32 = 128;
@@ -63,6 +63,7 @@ where
     B: MessageBody + 'static,
 {
     let camera = stream.stream.certified_camera();
+    let exceeded = stream.call.exceeded().map(|(limit, max)| ExceededConnections(limit, max));
     let mut builder = Builder::new();
     builder
         .max_concurrent_streams(MAX_STREAMS)
@@ -88,10 +89,10 @@ where
                 tokio::task::spawn_local(answer(
                     request,
                     respond,
-                    peer,
+                    (peer, exceeded),
                     camera.clone(),
                     Rc::clone(&application),
-                    options.request_timeout,
+                    options.write_timeout,
                 ));
             }
             () = &mut stopping, if !closing => {
@@ -123,7 +124,7 @@ fn restart(timer: Pin<&mut Sleep>, duration: Duration) {
 async fn answer<S, B>(
     request: http::Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
-    peer: Option<SocketAddr>,
+    (peer, exceeded): (Option<SocketAddr>, Option<ExceededConnections>),
     camera: Option<CertifiedCamera>,
     application: Rc<S>,
     write_timeout: Duration,
@@ -138,6 +139,9 @@ async fn answer<S, B>(
     };
     if let Some(camera) = camera {
         request.extensions_mut().insert(camera);
+    }
+    if let Some(exceeded) = exceeded {
+        request.extensions_mut().insert(exceeded);
     }
     let outcome = tokio::select! {
         biased;

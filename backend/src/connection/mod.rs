@@ -12,7 +12,7 @@ use std::{
     cell::Cell,
     future::{Future as _, ready},
     io,
-    net::TcpListener,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -35,7 +35,11 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use crate::tls::{CertifiedCamera, ServerTls};
+use crate::{
+    metrics::{Metrics, Rejection},
+    shares::{Admission, ConnectionGuard, Connections, Limit},
+    tls::{CertifiedCamera, ServerTls},
+};
 
 /// How a server treats its connections.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +50,8 @@ pub struct ConnectionOptions {
     pub request_timeout: Duration,
     /// Minimum time for which an idle connection is kept.
     pub keep_alive: Duration,
+    /// Maximum time in which a client reads [`MIN_WRITTEN`] bytes of a response, or the rest of it.
+    pub write_timeout: Duration,
     /// Maximum time for accepted requests when the server stops, seconds.
     pub shutdown_timeout_s: u64,
 }
@@ -60,9 +66,25 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 /// counts as the end of the body.
 const MAX_IDLE_POLLS: u32 = 16;
 
+/// Bytes that a client reads within the write timeout at least: a client that reads one byte now and then does not count as
+/// one that reads.
+const MIN_WRITTEN: usize = 16 * 1024;
+/// How long a connection beyond the bound is kept, which is enough for a probe, and one whose request was refused before its
+/// end: actix-http reads on for the rest of a chunked body, however long it takes.
+const SPARE_TIME: Duration = Duration::from_secs(5);
+
+/// The bound on connections that a request's connection is beyond, and its maximum; among the extensions of requests by
+/// HTTP/2.
+#[derive(Debug, Clone, Copy)]
+pub struct ExceededConnections(pub Limit, pub usize);
+
 /// The state that a connection shares with its running call, as connection data.
 #[derive(Debug, Default)]
 pub struct CallState {
+    /// The bound on connections that this one is beyond, and its maximum.
+    exceeded: Cell<Option<(Limit, usize)>>,
+    /// Whether the connection ends with a response that precedes the end of its request.
+    ending: Cell<bool>,
     running: Cell<bool>,
     body_open: Cell<bool>,
     body_chunks: Cell<u64>,
@@ -74,6 +96,16 @@ impl CallState {
         self.running.set(true);
         self.body_open.set(has_body);
         RunningCall(Rc::clone(self))
+    }
+
+    /// Returns the bound on connections that this one is beyond, and its maximum: it is served probes only.
+    pub fn exceeded(&self) -> Option<(Limit, usize)> {
+        self.exceeded.get()
+    }
+
+    /// Records that the connection ends with the call's response, which is an error and precedes the end of the request.
+    pub fn end_after_response(&self) {
+        self.ending.set(true);
     }
 
     /// Records that the call has read a chunk of its body.
@@ -106,6 +138,8 @@ pub fn serve<F, I, S, B>(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
     options: ConnectionOptions,
+    connections: Connections,
+    metrics: Arc<Metrics>,
     application: F,
 ) -> io::Result<Server>
 where
@@ -122,7 +156,9 @@ where
     let stopping = builder.graceful_shutdown_signal();
     let builder = builder.listen("http", listener, move || {
         let (application, tls, stopping) = (application.clone(), tls.clone(), stopping.clone());
+        let admission = (connections.clone(), Arc::clone(&metrics));
         fn_factory(move || {
+            let admission = admission.clone();
             let application = application().into_factory().new_service(AppConfig::default());
             let (tls, stopping) = (tls.clone(), stopping.clone());
             async move {
@@ -151,8 +187,13 @@ where
                 Ok::<_, ()>(fn_service(move |stream: TcpStream| {
                     let (application, http1) = (Rc::clone(&application), Rc::clone(&http1));
                     let (tls, stopping) = (tls.clone(), stopping.clone());
+                    let (connections, metrics) = admission.clone();
                     async move {
                         let peer = stream.peer_addr().ok();
+                        // Before the handshake of TLS, which costs more than anything else that strangers can ask for.
+                        let Some((guard, exceeded)) = admit(&connections, &metrics, peer) else {
+                            return Ok(());
+                        };
                         let transport = match &tls {
                             None => Transport::Clear(stream),
                             Some(tls) => match tls.accept(stream, options.request_timeout).await {
@@ -161,7 +202,7 @@ where
                             },
                         };
                         let is_http2 = transport.is_http2();
-                        let connection = Connection::new(transport);
+                        let connection = Connection::new(transport, guard, exceeded, options.write_timeout);
                         if is_http2 {
                             let stopping = async move { stopping.notified().await };
                             let served = http2::serve(connection, peer, application, options, stopping).await;
@@ -176,6 +217,23 @@ where
         })
     })?;
     Ok(builder.run())
+}
+
+/// Counts a new connection; `None` where it is to be closed. A connection beyond the bound comes with that bound and its
+/// maximum.
+fn admit(
+    connections: &Connections,
+    metrics: &Metrics,
+    peer: Option<SocketAddr>,
+) -> Option<(ConnectionGuard, Option<(Limit, usize)>)> {
+    let address = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
+    let (guard, limit) = match connections.admit(address) {
+        Admission::Served(guard) => return Some((guard, None)),
+        Admission::ProbesOnly(guard, limit) => (Some(guard), limit),
+        Admission::Refused(limit) => (None, limit),
+    };
+    metrics.rejected(Rejection::Exceeded(limit));
+    guard.map(|guard| (guard, Some((limit, connections.max(limit)))))
 }
 
 /// The bytes of a connection, in clear or in TLS.
@@ -255,6 +313,20 @@ struct Connection {
     /// The number of chunks read when the client's side was found closed, and of polls without another one since.
     idle: (u64, u32),
     early_byte: EarlyByte,
+    write_timeout: Duration,
+    /// Runs while the client reads nothing.
+    stalled: Option<Stalled>,
+    /// When a connection ends that is beyond the bound, or whose request was refused before its end.
+    end: Option<Pin<Box<Sleep>>>,
+    /// Counts the connection.
+    _guard: ConnectionGuard,
+}
+
+/// A response that the client does not read as fast as it is sent.
+struct Stalled {
+    timeout: Pin<Box<Sleep>>,
+    /// Bytes written since it began.
+    written: usize,
 }
 
 /// The state of the response's first byte, which may be sent before the rest.
@@ -264,13 +336,62 @@ enum EarlyByte {
 }
 
 impl Connection {
-    fn new(stream: Transport) -> Self {
+    fn new(
+        stream: Transport,
+        guard: ConnectionGuard,
+        exceeded: Option<(Limit, usize)>,
+        write_timeout: Duration,
+    ) -> Self {
+        let call = Rc::new(CallState { exceeded: Cell::new(exceeded), ..CallState::default() });
         Self {
             stream,
-            call: Rc::default(),
+            call,
             client_closed: false,
             idle: (0, 0),
             early_byte: EarlyByte::Unsent,
+            write_timeout,
+            stalled: None,
+            end: exceeded.map(|_| Box::pin(tokio::time::sleep(SPARE_TIME))),
+            _guard: guard,
+        }
+    }
+
+    /// Fails once a connection that is to end has had its time.
+    fn poll_end(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if self.call.ending.get() && !self.call.running.get() && self.end.is_none() {
+            self.end = Some(Box::pin(tokio::time::sleep(SPARE_TIME)));
+        }
+        let ended = self.end.as_mut().is_some_and(|end| end.as_mut().poll(context).is_ready());
+        if ended { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+    }
+
+    /// Writes to the client; fails where it has read too little for too long.
+    fn poll_write_in_time(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_end(context)?;
+        match Pin::new(&mut self.stream).poll_write(context, bytes) {
+            Poll::Ready(Ok(written)) => {
+                if let Some(stalled) = &mut self.stalled {
+                    stalled.written = stalled.written.saturating_add(written);
+                    // All that there is, or enough of it.
+                    if written == bytes.len() || stalled.written >= MIN_WRITTEN {
+                        self.stalled = None;
+                    }
+                }
+                Poll::Ready(Ok(written))
+            }
+            Poll::Pending => {
+                let timeout = self.write_timeout;
+                let stalled = self.stalled.get_or_insert_with(|| Stalled {
+                    timeout: Box::pin(tokio::time::sleep(timeout)),
+                    written: 0,
+                });
+                task::ready!(stalled.timeout.as_mut().poll(context));
+                Poll::Ready(Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    "the client does not read the response",
+                )))
+            }
+            failed => failed,
         }
     }
 
@@ -324,6 +445,7 @@ impl AsyncRead for Connection {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buffer.filled().len();
+        this.poll_end(context)?;
         task::ready!(Pin::new(&mut this.stream).poll_read(context, buffer))?;
         if buffer.filled().len() == before && buffer.remaining() > 0 {
             if !this.may_end() {
@@ -342,10 +464,10 @@ impl AsyncWrite for Connection {
         let rest = match (&this.early_byte, bytes.split_first()) {
             (EarlyByte::Sent(_), Some((b'H', rest))) => rest,
             (EarlyByte::Sent(_), Some(_)) => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
-            _ => return Pin::new(&mut this.stream).poll_write(context, bytes),
+            _ => return this.poll_write_in_time(context, bytes),
         };
         // The first byte was sent before.
-        let written = task::ready!(Pin::new(&mut this.stream).poll_write(context, rest))?;
+        let written = task::ready!(this.poll_write_in_time(context, rest))?;
         this.early_byte = EarlyByte::Unsent;
         this.client_closed = false;
         Poll::Ready(Ok(written + 1))

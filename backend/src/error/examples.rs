@@ -11,6 +11,7 @@ use crate::{
     domain::{FaceQuality, InvalidFaceId, JobFailure, PersonId},
     model_loader::ModelProblem,
     recognise::Rotation,
+    shares::Limit,
 };
 
 /// Makes an example.
@@ -105,6 +106,16 @@ pub const FORM: &[Example] = &[
     || ApiError::MalformedForm("Multipart boundary is not found".into()),
     || ApiError::RequestTooLarge { max: 64 * 1024 * 1024 },
     || ApiError::RequestTimeout { seconds: 30 },
+    || ApiError::ShareExceeded {
+        limit: Limit::BytesInFlight,
+        max: 128 * 1024 * 1024,
+        retry_after: Duration::from_secs(1),
+    },
+    || ApiError::Overloaded {
+        limit: Limit::TotalBytesInFlight,
+        max: 256 * 1024 * 1024,
+        retry_after: Duration::from_secs(1),
+    },
 ];
 /// Forms with images that are only counted.
 pub const IMAGE_PARTS: &[Example] =
@@ -116,6 +127,7 @@ pub const IMAGE: &[Example] = &[
     || DecodeError::Empty.into(),
     || DecodeError::TooManyBytes { bytes: 12_582_912, max: 10 * 1024 * 1024 }.into(),
     || DecodeError::UnknownFormat.into(),
+    || DecodeError::FrameTooSmall { frame: [1, 1], canvas: [7071, 7071] }.into(),
 ];
 /// Forms with fields about their images.
 pub const DETAILS: &[Example] = &[|| ApiError::InvalidField {
@@ -174,15 +186,27 @@ pub const TWO_IMAGES: &[Example] = &[
         error: DecodeError::TooManyBytes { bytes: 12_582_912, max: 10 * 1024 * 1024 },
     },
     || ApiError::OneImage { image: 1, error: DecodeError::UnknownFormat },
+    || ApiError::OneImage {
+        image: 1,
+        error: DecodeError::FrameTooSmall { frame: [1, 1], canvas: [7071, 7071] },
+    },
 ];
 /// Calls that run the networks.
-pub const QUEUE: &[Example] = &[|| ApiError::TooBusy {
-    waiting: 250,
-    capacity: 256,
-    wait: Duration::from_millis(5100),
-    budget: Duration::from_millis(5000),
-    retry_after: Duration::from_secs(6),
-}];
+pub const QUEUE: &[Example] = &[
+    || ApiError::TooBusy {
+        waiting: 250,
+        capacity: 256,
+        wait: Duration::from_millis(5100),
+        budget: Duration::from_millis(5000),
+        retry_after: Duration::from_secs(6),
+    },
+    || ApiError::TooManyPixels { pixels: 240_000_000, max: 200_000_000 },
+    || ApiError::Overloaded {
+        limit: Limit::QueuePixels,
+        max: 400_000_000,
+        retry_after: Duration::from_secs(6),
+    },
+];
 /// The call that shows a model.
 pub const MODEL_READ: &[Example] = &[|| ApiError::ModelNotFound];
 /// The call that removes a model.

@@ -25,6 +25,7 @@ use crate::{
     model_loader::ModelProblem,
     recognise::{RecogniseError, Rotation},
     request_id::RequestId,
+    shares::Limit,
     store::StoreError,
 };
 
@@ -343,13 +344,46 @@ pub enum ApiError {
         /// Images that are queued or being processed.
         waiting: usize,
         /// Maximum of those.
-        capacity: u32,
+        capacity: usize,
         /// How long the last of them waits, estimated.
         wait: Duration,
         /// Maximum of that.
         budget: Duration,
         /// When to try again.
         retry_after: Duration,
+    },
+    /// The client exceeded its share of the server.
+    #[error("at most {max} {} are allowed: try again in {} s", limit.describe(), retry_seconds(*retry_after))]
+    ShareExceeded {
+        /// Which limit.
+        limit: Limit,
+        /// Its maximum.
+        max: u64,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// All clients together exceeded a limit of the server.
+    #[error(
+        "this server is overloaded, at most {max} {} are allowed: try again in {} s",
+        limit.describe(), retry_seconds(*retry_after)
+    )]
+    Overloaded {
+        /// Which limit.
+        limit: Limit,
+        /// Its maximum.
+        max: u64,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The images of a request have too many pixels together.
+    #[error(
+        "the request's images have {pixels} pixels together, at most {max} are allowed: send fewer at a time"
+    )]
+    TooManyPixels {
+        /// Pixels of all images.
+        pixels: u64,
+        /// Maximum.
+        max: u64,
     },
     /// The awaited job failed.
     #[error("the job failed: {reason}")]
@@ -551,6 +585,12 @@ impl ResponseError for ApiError {
             Self::DatasetLocked { retry_after } => {
                 response.insert_header((header::RETRY_AFTER, retry_seconds(*retry_after)));
             }
+            Self::ShareExceeded { limit, retry_after, .. } | Self::Overloaded { limit, retry_after, .. } => {
+                response.insert_header((header::RETRY_AFTER, retry_seconds(*retry_after)));
+                if limit.leaves_body_unread() {
+                    response.force_close();
+                }
+            }
             Self::Draining | Self::DatabaseUnavailable(_) | Self::AuditUnavailable(_) => {
                 response.insert_header((header::RETRY_AFTER, RETRY_S));
             }
@@ -606,9 +646,16 @@ impl From<StoreError> for ApiError {
 impl From<RecogniseError> for ApiError {
     fn from(error: RecogniseError) -> Self {
         match error {
-            RecogniseError::Busy { waiting, capacity, wait, budget, retry_after } => {
+            RecogniseError::Busy { waiting, capacity, wait, budget, retry_after, .. } => {
                 Self::TooBusy { waiting, capacity, wait, budget, retry_after }
             }
+            RecogniseError::Exceeded { limit: limit @ Limit::WaitingImages, max, retry_after } => {
+                Self::ShareExceeded { limit, max, retry_after }
+            }
+            RecogniseError::Exceeded { limit, max, retry_after } => {
+                Self::Overloaded { limit, max, retry_after }
+            }
+            RecogniseError::TooManyPixels { pixels, max } => Self::TooManyPixels { pixels, max },
             RecogniseError::Vision(_) | RecogniseError::Identify(_) | RecogniseError::Interrupted => {
                 Self::Internal(error.into())
             }

@@ -81,6 +81,13 @@ table! {
     Image(DecodeError::TooManyPixels { width, height, max })
     | OneImage { error: DecodeError::TooManyPixels { width, height, max }, .. } =>
         "image_too_large", PAYLOAD_TOO_LARGE, json!({ "width": width, "height": height, "max_pixels": max });
+    Image(DecodeError::TooFewBytes { bytes, width, height, min })
+    | OneImage { error: DecodeError::TooFewBytes { bytes, width, height, min }, .. } =>
+        "image_implausible", UNPROCESSABLE_ENTITY,
+        json!({ "bytes": bytes, "width": width, "height": height, "min_bytes": min });
+    Image(DecodeError::FrameTooSmall { frame, canvas })
+    | OneImage { error: DecodeError::FrameTooSmall { frame, canvas }, .. } =>
+        "image_implausible", UNPROCESSABLE_ENTITY, json!({ "frame": frame, "canvas": canvas });
     Image(DecodeError::UnknownFormat | DecodeError::Corrupt(_))
     | OneImage { error: DecodeError::UnknownFormat | DecodeError::Corrupt(_), .. } =>
         "image_unreadable", UNPROCESSABLE_ENTITY;
@@ -103,6 +110,13 @@ table! {
             "wait_ms": millis(*wait),
             "budget_ms": millis(*budget),
         });
+
+    ShareExceeded { limit, max, .. } =>
+        "share_exceeded", TOO_MANY_REQUESTS, json!({ "limit": limit.name(), "max": max });
+    Overloaded { limit, max, .. } =>
+        "overloaded", SERVICE_UNAVAILABLE, json!({ "limit": limit.name(), "max": max });
+    TooManyPixels { pixels, max } =>
+        "too_many_pixels", PAYLOAD_TOO_LARGE, json!({ "pixels": pixels, "max_pixels": max });
 
     InvalidFaceId(_) => "invalid_face_id", BAD_REQUEST;
     PersonExists { person_id: None } => "person_exists", CONFLICT;

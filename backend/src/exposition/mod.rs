@@ -20,6 +20,7 @@ use crate::{
     metrics::Metrics,
     model_loader::ModelLoader,
     recognise::{MatchThreshold, Recogniser, VersionedModel},
+    shares::{BytesInFlight, Connections},
     store::{Database, sql::Backlog},
     tls::ServerTls,
 };
@@ -33,6 +34,10 @@ const DATABASE_CACHED: Duration = Duration::from_secs(3);
 pub struct Sources {
     pub metrics: Arc<Metrics>,
     pub recogniser: Recogniser,
+    /// The open connections.
+    pub connections: Connections,
+    /// Bytes of requests in memory.
+    pub bytes: BytesInFlight,
     /// The active model.
     pub loader: Arc<ModelLoader>,
     /// The score from which a face is known.
@@ -91,6 +96,13 @@ impl Exposition {
     fn live(&self, backlog: Option<Backlog>) -> prometheus::Result<Vec<MetricFamily>> {
         let Sources { recogniser, loader, threshold, database, role, groups_unknowns, .. } = &self.sources;
         let snapshot = Snapshot(Registry::new());
+        let Sources { connections, bytes, .. } = &self.sources;
+        snapshot.gauge("facepipe_connections", "Open connections of clients.", connections.open() as f64)?;
+        snapshot.gauge(
+            "facepipe_request_bytes_in_memory",
+            "Bytes of requests' bodies that are in memory.",
+            bytes.held() as f64,
+        )?;
         snapshot.gauge(
             "facepipe_queue_images",
             "Images that wait for recognition or are being recognised.",
@@ -99,7 +111,12 @@ impl Exposition {
         snapshot.gauge(
             "facepipe_queue_images_limit",
             "Images that may wait or be recognised at a time.",
-            f64::from(recogniser.capacity()),
+            recogniser.capacity() as f64,
+        )?;
+        snapshot.gauge(
+            "facepipe_queue_pixels",
+            "Pixels of the images that wait for recognition or are being recognised.",
+            recogniser.waiting_pixels() as f64,
         )?;
         if let Some(model) = loader.active() {
             snapshot.gauge(

@@ -12,29 +12,36 @@ mod worker;
 
 pub use active::{ActiveModel, MatchThreshold, VersionedModel, load_tested};
 pub use pipeline::{EmbeddedFace, ImageError, Pipeline, Rotation, UploadedImage};
+pub use queue::QueueLimits;
 
 use std::{sync::Arc, thread, time::Duration};
 
 use facepipe_identify::IdentifyError;
-use facepipe_vision::{BoundingBox, DecodeError, DecodeNote, VisionError, largest_face, main_face};
-use tokio::sync::{Semaphore, oneshot};
+use facepipe_vision::{
+    BoundingBox, DecodeError, DecodeLimits, DecodeNote, VisionError, largest_face, main_face,
+    pixels_to_decode,
+};
+use tokio::sync::oneshot;
 
-use self::{queue::Queue, throughput::ThroughputEstimator, worker::Worker};
+use self::{
+    queue::{CheckedImage, Queue},
+    throughput::ThroughputEstimator,
+    worker::Worker,
+};
 use crate::{
     domain::{FaceDecision, IdentifiedFace},
     metrics::{Metrics, Rejection},
+    shares::{Limit, Share},
 };
 
 /// Hands images to the workers; clones share the queue.
 #[derive(Clone)]
 pub struct Recogniser {
     queue: Arc<QueueHandle>,
-    /// One permit per image that may be queued or processed at a time.
-    permits: Arc<Semaphore>,
-    capacity: u32,
-    budget: Duration,
+    active: Arc<ActiveModel>,
     threshold: MatchThreshold,
-    throughput: Arc<ThroughputEstimator>,
+    decode_limits: DecodeLimits,
+    camera_limits: DecodeLimits,
     embedder: &'static str,
     metrics: Arc<Metrics>,
 }
@@ -44,10 +51,12 @@ pub struct Recogniser {
 pub struct RecogniserOptions {
     /// Minimum cosine of a known face.
     pub threshold: MatchThreshold,
-    /// Maximum number of images that are queued or processed at a time.
-    pub capacity: u32,
-    /// Maximum time that the queued images may take, at the current throughput.
-    pub budget: Duration,
+    /// How the queue is bounded.
+    pub limits: QueueLimits,
+    /// The limits of images.
+    pub decode_limits: DecodeLimits,
+    /// The limits of images that cameras send.
+    pub camera_limits: DecodeLimits,
     /// Maximum number of images in a worker's batch.
     pub batch_images: usize,
 }
@@ -58,16 +67,36 @@ pub enum RecogniseError {
     /// The queue is full, or too slow.
     #[error("{waiting} images wait for {wait:?}, at most {capacity} may and for {budget:?}")]
     Busy {
+        /// Which of them.
+        reason: Rejection,
         /// Images that are queued or being processed.
         waiting: usize,
         /// Maximum number of those.
-        capacity: u32,
+        capacity: usize,
         /// How long the last of them waits, at the current throughput.
         wait: Duration,
         /// Maximum of that.
         budget: Duration,
         /// When to try again.
         retry_after: Duration,
+    },
+    /// A limit of the queue other than those.
+    #[error("more than {max} {}", limit.describe())]
+    Exceeded {
+        /// Which one.
+        limit: Limit,
+        /// Its maximum.
+        max: u64,
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The images of the request have too many pixels together.
+    #[error("the request's images have {pixels} pixels, at most {max} are allowed")]
+    TooManyPixels {
+        /// Pixels of all images.
+        pixels: u64,
+        /// Maximum.
+        max: u64,
     },
     /// A network failed.
     #[error("recognition failed: {0}")]
@@ -146,27 +175,26 @@ impl Recogniser {
         options: RecogniserOptions,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
-        let RecogniserOptions { threshold, capacity, budget, batch_images } = options;
+        let RecogniserOptions { threshold, limits, decode_limits, camera_limits, batch_images } = options;
         let workers = pipeline.workers();
-        let queue = Arc::new(Queue::new(workers));
-        let handle = Arc::new(QueueHandle(Arc::clone(&queue)));
         let throughput = Arc::new(ThroughputEstimator::default());
+        let queue = Arc::new(Queue::new(workers, limits, Arc::clone(&throughput)));
+        let handle = Arc::new(QueueHandle(Arc::clone(&queue)));
         let embedder = pipeline.embedder().name();
         let worker = Worker {
             queue,
             pipeline,
-            active,
+            active: Arc::clone(&active),
             threshold,
             batch_images,
-            throughput: Arc::clone(&throughput),
+            throughput,
             metrics: Arc::clone(&metrics),
         };
         for number in 0..workers {
             let worker = worker.clone();
             thread::Builder::new().name(format!("recognise-{number}")).spawn(move || worker.run())?;
         }
-        let permits = Arc::new(Semaphore::new(usize::try_from(capacity).unwrap_or(Semaphore::MAX_PERMITS)));
-        Ok(Self { queue: handle, permits, capacity, budget, threshold, throughput, embedder, metrics })
+        Ok(Self { queue: handle, active, threshold, decode_limits, camera_limits, embedder, metrics })
     }
 
     /// Returns the embedder's name.
@@ -186,26 +214,62 @@ impl Recogniser {
     /// Finds, embeds and identifies the faces on the images of one request, at least one. Each face gets its `top_k` most
     /// probable predictions.
     ///
+    /// The images' headers are read first: those that cannot be decoded cost nothing more, and the pixels of the others
+    /// decide whether there is room for them.
+    ///
     /// # Errors
-    /// [`RecogniseError::Busy`] at once where the queue is full or too slow; otherwise the failure.
+    /// [`RecogniseError::TooManyPixels`], [`RecogniseError::Busy`] and [`RecogniseError::Exceeded`] before anything is decoded,
+    /// or while the images wait; otherwise the failure.
     pub async fn recognise_top_k(
         &self,
         images: Vec<UploadedImage>,
         top_k: usize,
     ) -> Result<RecognitionResult, RecogniseError> {
-        // Rejected before it costs anything. A request that has the queue to itself is accepted, however long it takes.
-        let waiting = self.waiting();
-        if waiting > 0 && self.throughput.time_for(waiting) > self.budget {
-            return Err(self.busy(Rejection::QueueSlow));
+        let result = self.admit(images, top_k).await;
+        match &result {
+            Err(RecogniseError::Busy { reason, .. }) => self.metrics.rejected(*reason),
+            Err(RecogniseError::Exceeded { limit, .. }) => self.metrics.rejected(Rejection::Exceeded(*limit)),
+            Err(RecogniseError::TooManyPixels { .. }) => self.metrics.rejected(Rejection::RequestPixels),
+            _ => (),
         }
-        // A request that is larger than the queue is accepted if it has the queue to itself.
-        let size = u32::try_from(images.len()).unwrap_or(u32::MAX).min(self.capacity);
-        let permit = Arc::clone(&self.permits)
-            .try_acquire_many_owned(size)
-            .map_err(|_| self.busy(Rejection::QueueFull))?;
+        result
+    }
+
+    async fn admit(
+        &self,
+        images: Vec<UploadedImage>,
+        top_k: usize,
+    ) -> Result<RecognitionResult, RecogniseError> {
+        let images = self.check_headers(images).await?;
+        let pixels = images.iter().filter_map(|(_, pixels)| pixels.as_ref().ok());
+        let (count, pixels) =
+            pixels.fold((0, 0_u64), |(count, sum), pixels| (count + 1, sum.saturating_add(*pixels)));
+        let max = self.queue.0.limits().request_pixels;
+        if pixels > max && count > 1 {
+            return Err(RecogniseError::TooManyPixels { pixels, max });
+        }
+        if count == 0 {
+            let images = images.into_iter().filter_map(|(_, pixels)| Some(Err(pixels.err()?))).collect();
+            let (queued, processed) = Default::default();
+            return Ok(RecognitionResult { model: self.active.get(), images, queued, processed });
+        }
         let (responder, response) = oneshot::channel();
-        self.queue.0.push(images, top_k, responder, permit);
+        self.queue.0.push(Share::current(), images, top_k, responder)?;
         response.await.map_err(|_| RecogniseError::Interrupted)?
+    }
+
+    /// Reads the headers of images, outside of the threads that handle HTTP.
+    async fn check_headers(&self, images: Vec<UploadedImage>) -> Result<Vec<CheckedImage>, RecogniseError> {
+        let (limits, camera_limits) = (self.decode_limits, self.camera_limits);
+        let check = move || {
+            let check = |image: UploadedImage| {
+                let limits = if image.is_from_camera { &camera_limits } else { &limits };
+                let pixels = pixels_to_decode(&image.bytes, limits);
+                (image, pixels)
+            };
+            images.into_iter().map(check).collect()
+        };
+        tokio::task::spawn_blocking(check).await.map_err(|_| RecogniseError::Interrupted)
     }
 
     /// Decides about the mean embedding of several crops as about the embedding of one, with the `top_k` most probable people.
@@ -223,23 +287,16 @@ impl Recogniser {
 
     /// Returns the number of images that are queued or being processed.
     pub fn waiting(&self) -> usize {
-        usize::try_from(self.capacity).unwrap_or(usize::MAX).saturating_sub(self.permits.available_permits())
+        self.queue.0.waiting()
     }
 
-    /// Returns the maximum number of images that are queued or being processed.
-    pub fn capacity(&self) -> u32 {
-        self.capacity
+    /// Returns the maximum of [`waiting`](Self::waiting).
+    pub fn capacity(&self) -> usize {
+        self.queue.0.limits().images
     }
 
-    fn busy(&self, reason: Rejection) -> RecogniseError {
-        self.metrics.rejected(reason);
-        let waiting = self.waiting();
-        RecogniseError::Busy {
-            waiting,
-            capacity: self.capacity,
-            wait: self.throughput.time_for(waiting),
-            budget: self.budget,
-            retry_after: self.throughput.retry_after(waiting),
-        }
+    /// Returns the pixels of the images that are queued or being processed.
+    pub fn waiting_pixels(&self) -> u64 {
+        self.queue.0.waiting_pixels()
     }
 }

@@ -24,18 +24,20 @@ pub struct UploadedImage {
     pub is_crop: bool,
     /// Whether to try the other orientations where it shows no face, so that the error can name the right one.
     pub must_show_face: bool,
+    /// Whether a camera sent it: the limits of those count.
+    pub is_from_camera: bool,
 }
 
 impl From<Bytes> for UploadedImage {
     fn from(bytes: Bytes) -> Self {
-        Self { bytes, is_crop: false, must_show_face: false }
+        Self { bytes, is_crop: false, must_show_face: false, is_from_camera: false }
     }
 }
 
 impl UploadedImage {
     /// Creates the input of an image that is useless without a face.
     pub fn with_required_face(bytes: Bytes) -> Self {
-        Self { bytes, is_crop: false, must_show_face: true }
+        Self { must_show_face: true, ..bytes.into() }
     }
 }
 

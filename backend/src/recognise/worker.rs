@@ -117,7 +117,7 @@ impl Worker {
             }
         }
         let parallel_workers = if batch.on_all_threads { 1 } else { self.queue.workers() };
-        self.throughput.record(batch.entries.len(), started.elapsed(), parallel_workers);
+        self.throughput.record(batch.cost(), started.elapsed(), parallel_workers);
         Ok(())
     }
 

@@ -260,6 +260,11 @@ impl Running {
         Self { process, log, reader: Some(reader) }
     }
 
+    /// The id of the process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Waits until the log has a text. Returns the log.
     pub fn logs(&self, text: &str) -> String {
         self.logs_times(text, 1)
@@ -290,7 +295,7 @@ impl Running {
     }
 
     /// Waits until the server is ready. Returns the URL of its metrics.
-    fn metrics(&self) -> String {
+    pub fn metrics(&self) -> String {
         format!("http://{}/metrics", self.ready("metrics"))
     }
 

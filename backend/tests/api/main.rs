@@ -40,6 +40,7 @@ mod proxies;
 mod recognition;
 mod replicas;
 mod request_id;
+mod shares;
 mod sqlite;
 mod startup;
 mod times;

@@ -1,5 +1,7 @@
 //! Decodes uploaded pictures to upright RGB pixels, within limits that are checked before anything large is allocated.
 
+mod frames;
+
 use std::{
     io::Cursor,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -48,6 +50,31 @@ pub enum DecodeError {
         /// Pixels allowed.
         max: u64,
     },
+    /// Far fewer bytes than a picture of so many pixels has.
+    #[error(
+        "the image states {width}x{height} pixels and has {bytes} bytes: a picture of this size has at least {min}"
+    )]
+    TooFewBytes {
+        /// Bytes received.
+        bytes: usize,
+        /// Width in pixels, as the header states it.
+        width: u32,
+        /// Height in pixels, as the header states it.
+        height: u32,
+        /// Bytes expected at least.
+        min: u64,
+    },
+    /// An animation whose first frame covers little of its canvas.
+    #[error(
+        "the animation's first frame has {}x{} pixels on a canvas of {}x{}: it must cover a quarter of it at least",
+        frame[0], frame[1], canvas[0], canvas[1]
+    )]
+    FrameTooSmall {
+        /// Width and height of the first frame, pixels.
+        frame: [u32; 2],
+        /// Width and height of the canvas, pixels.
+        canvas: [u32; 2],
+    },
     /// None of the supported formats.
     #[error("the image is none of JPEG, PNG, WebP, BMP and GIF")]
     UnknownFormat,
@@ -87,6 +114,72 @@ const DECODER_OVERHEAD: u64 = 64 * 1024 * 1024;
 /// 16-bit RGBA, the widest pixel format of the decoders.
 const MAX_BYTES_PER_PIXEL: u64 = 8;
 
+/// Pixels up to which a picture may have any number of bytes and a frame any place on its canvas: it costs little.
+const SMALL_PIXELS: u64 = 250_000;
+/// Pixels per byte at most. A black grey PNG, the emptiest picture that encoders of cameras and phones write, has 1,030; a
+/// lossless WebP of one colour, an RLE bitmap and a GIF need no data for any number of pixels.
+const MAX_PIXELS_PER_BYTE: u64 = 2_000;
+/// The part of its canvas that an animation's first frame covers at least: one in this number.
+const MIN_FRAME_SHARE: u64 = 4;
+
+/// Reads the size of a picture from its header and checks it against the limits, without decoding. Returns the number of
+/// pixels that decoding costs: those of the picture or, where that is larger, of an animation's first frame.
+///
+/// # Errors
+///
+/// [`DecodeError`]: what decoding would fail with for the header's sake.
+pub fn pixels_to_decode(bytes: &[u8], limits: &DecodeLimits) -> Result<u64, DecodeError> {
+    check_bytes(bytes, limits)?;
+    guarded(|| {
+        let (decoder, _) = open(bytes)?;
+        check_size(bytes, decoder.dimensions(), limits)
+    })
+}
+
+fn check_bytes(bytes: &[u8], limits: &DecodeLimits) -> Result<(), DecodeError> {
+    if bytes.is_empty() {
+        return Err(DecodeError::Empty);
+    }
+    if bytes.len() > limits.max_bytes {
+        return Err(DecodeError::TooManyBytes { bytes: bytes.len(), max: limits.max_bytes });
+    }
+    Ok(())
+}
+
+/// Opens a file of a supported format; reads no more than its header.
+fn open(bytes: &[u8]) -> Result<(impl ImageDecoder, ImageFormat), DecodeError> {
+    let reader = ImageReader::new(Cursor::new(bytes))
+        .with_guessed_format()
+        .map_err(|e| DecodeError::Corrupt(e.to_string()))?;
+    let Some(format) = reader.format().filter(ImageFormat::reading_enabled) else {
+        return Err(DecodeError::UnknownFormat);
+    };
+    Ok((reader.into_decoder().map_err(decode_error)?, format))
+}
+
+/// Checks the size that a header states, and that of an animation's first frame. Returns the larger number of pixels.
+fn check_size(bytes: &[u8], (width, height): (u32, u32), limits: &DecodeLimits) -> Result<u64, DecodeError> {
+    let area = |[width, height]: [u32; 2]| u64::from(width) * u64::from(height);
+    let canvas = [width, height];
+    let frame = frames::first_frame(bytes).unwrap_or(canvas);
+    for [width, height] in [canvas, frame] {
+        if area([width, height]) > limits.max_pixels {
+            return Err(DecodeError::TooManyPixels { width, height, max: limits.max_pixels });
+        }
+    }
+    let pixels = area(canvas).max(area(frame));
+    if pixels > SMALL_PIXELS {
+        if area(frame) < area(canvas) / MIN_FRAME_SHARE {
+            return Err(DecodeError::FrameTooSmall { frame, canvas });
+        }
+        let min = pixels / MAX_PIXELS_PER_BYTE;
+        if u64::try_from(bytes.len()).unwrap_or(u64::MAX) < min {
+            return Err(DecodeError::TooFewBytes { bytes: bytes.len(), width, height, min });
+        }
+    }
+    Ok(pixels)
+}
+
 /// Decodes JPEG, PNG, WebP, BMP or GIF (its first frame), recognised by content, and applies the
 /// EXIF orientation.
 ///
@@ -106,15 +199,16 @@ pub fn decode_image(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, Dec
 ///
 /// As for [`decode_image`].
 pub fn decode_with_notes(bytes: &[u8], limits: &DecodeLimits) -> Result<Decoded, DecodeError> {
-    if bytes.is_empty() {
-        return Err(DecodeError::Empty);
-    }
-    if bytes.len() > limits.max_bytes {
-        return Err(DecodeError::TooManyBytes { bytes: bytes.len(), max: limits.max_bytes });
-    }
-    // libjpeg reports what it cannot go on from by unwinding, with the reason as a text; and should a decoder written
-    // in Rust panic on hostile bytes, that must not take a worker thread with it.
-    catch_unwind(AssertUnwindSafe(|| decode(bytes, limits))).unwrap_or_else(|reason| {
+    check_bytes(bytes, limits)?;
+    guarded(|| decode(bytes, limits))
+}
+
+/// Turns a decoder's unwinding into an error.
+///
+/// libjpeg reports what it cannot go on from by unwinding, with the reason as a text; and should a decoder written in Rust
+/// panic on hostile bytes, that must not take a worker thread with it.
+fn guarded<T>(decode: impl FnOnce() -> Result<T, DecodeError>) -> Result<T, DecodeError> {
+    catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|reason| {
         let reason =
             reason.downcast::<String>().map_or_else(|_| "the decoder gave up".to_owned(), |text| *text);
         Err(DecodeError::Corrupt(reason))
@@ -162,18 +256,9 @@ fn decode_without_end(
 }
 
 fn decode_whole(bytes: &[u8], limits: &DecodeLimits) -> Result<RgbImage, DecodeError> {
-    let reader = ImageReader::new(Cursor::new(bytes))
-        .with_guessed_format()
-        .map_err(|e| DecodeError::Corrupt(e.to_string()))?;
-    let Some(format) = reader.format().filter(ImageFormat::reading_enabled) else {
-        return Err(DecodeError::UnknownFormat);
-    };
-    let mut decoder = reader.into_decoder().map_err(decode_error)?;
+    let (mut decoder, format) = open(bytes)?;
     let (width, height) = decoder.dimensions();
-    let too_many_pixels = DecodeError::TooManyPixels { width, height, max: limits.max_pixels };
-    if u64::from(width) * u64::from(height) > limits.max_pixels {
-        return Err(too_many_pixels);
-    }
+    check_size(bytes, (width, height), limits)?;
     let mut allocation = Limits::no_limits();
     allocation.max_alloc =
         Some(limits.max_pixels.saturating_mul(MAX_BYTES_PER_PIXEL).saturating_add(DECODER_OVERHEAD));
@@ -224,6 +309,10 @@ fn decode_jpeg(bytes: &[u8], (width, height): (u32, u32)) -> Result<Option<RgbIm
 /// Scans that a progressive JPEG may have. Encoders write ten or so; each costs a pass over all pixels, however few
 /// bytes it has.
 const MAX_JPEG_SCANS: usize = 64;
+/// The same of a large picture, one of more than [`LARGE_PIXELS`].
+const MAX_LARGE_JPEG_SCANS: usize = 20;
+/// Pixels from which a pass over all of them is expensive.
+const LARGE_PIXELS: u64 = 4_000_000;
 
 /// The end of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -284,6 +373,8 @@ fn jpeg_end(bytes: &[u8]) -> Result<JpegEnd, &'static str> {
 #[derive(Default)]
 struct Scans {
     count: usize,
+    /// Of the largest frame header.
+    pixels: u64,
     progressive: bool,
     /// Per component of the frame: its id, and for each coefficient of a block the number of bits that are still missing;
     /// [`NO_SCAN_YET`] before its first scan.
@@ -302,6 +393,10 @@ impl Scans {
             // Start of frame: precision, height, width, components of three bytes each.
             0xc0..=0xc3 | 0xc5..=0xc7 | 0xc9..=0xcb | 0xcd..=0xcf => {
                 self.progressive = matches!(marker, 0xc2 | 0xc6 | 0xca | 0xce);
+                if let Some(&[high, low, wide_high, wide_low]) = segment.get(1..5) {
+                    let side = |high, low| u64::from(u16::from_be_bytes([high, low]));
+                    self.pixels = self.pixels.max(side(high, low) * side(wide_high, wide_low));
+                }
                 let ids = segment.get(6..).unwrap_or_default().chunks(3).filter_map(|c| c.first());
                 self.components = ids.map(|&id| (id, [NO_SCAN_YET; 64])).collect();
             }
@@ -314,6 +409,9 @@ impl Scans {
                 self.restarts = 0;
                 if self.count > MAX_JPEG_SCANS {
                     return Err("the JPEG has more than 64 scans");
+                }
+                if self.count > MAX_LARGE_JPEG_SCANS && self.pixels > LARGE_PIXELS {
+                    return Err("the JPEG has more than 20 scans and more than 4 million pixels");
                 }
                 let (&count, after) = segment.split_first().ok_or("the JPEG has an empty scan")?;
                 let (ids, after) = after

@@ -41,7 +41,9 @@ mod network;
 mod nn;
 
 pub use compute::{Backend, Compute};
-pub use decode::{DecodeError, DecodeLimits, DecodeNote, Decoded, decode_image, decode_with_notes};
+pub use decode::{
+    DecodeError, DecodeLimits, DecodeNote, Decoded, decode_image, decode_with_notes, pixels_to_decode,
+};
 pub use device::DeviceKind;
 pub use dlib_resnet::DlibResnet;
 pub use embedder::{

@@ -12,7 +12,9 @@
 use std::io::Cursor;
 
 use facepipe_test_support::require;
-use facepipe_vision::{DecodeError, DecodeLimits, DecodeNote, decode_image, decode_with_notes};
+use facepipe_vision::{
+    DecodeError, DecodeLimits, DecodeNote, decode_image, decode_with_notes, pixels_to_decode,
+};
 use image::{
     DynamicImage, ExtendedColorType, Frame, ImageEncoder, ImageFormat, Rgb, RgbImage, Rgba, RgbaImage,
     codecs::{gif::GifEncoder, jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder},
@@ -371,5 +373,105 @@ fn no_damage_to_a_file_makes_the_decoder_panic_or_exceed_its_limits() {
                 }
             }
         }
+    }
+}
+
+/// A GIF whose canvas has these sides and whose one frame has one pixel: 35 bytes.
+fn gif_of_one_pixel(width: u16, height: u16) -> Vec<u8> {
+    let [w, h] = [width, height].map(u16::to_le_bytes);
+    let screen = [b"GIF89a", &w[..], &h[..], &[0x80, 0, 0], &[0; 6]].concat();
+    let frame = [0x2c, 0, 0, 0, 0, 1, 0, 1, 0, 0];
+    [&screen[..], &frame, &[2, 2, 0x44, 0x01, 0], b";"].concat()
+}
+
+/// A file with a RIFF header.
+fn webp(chunks: &[(&[u8; 4], &[u8])]) -> Vec<u8> {
+    let chunk = |(name, data): &(&[u8; 4], &[u8])| {
+        let length = u32::try_from(data.len()).unwrap().to_le_bytes();
+        [&name[..], &length, data, &[0][..data.len() % 2]].concat()
+    };
+    let chunks: Vec<u8> = chunks.iter().flat_map(chunk).collect();
+    let length = u32::try_from(chunks.len() + 4).unwrap().to_le_bytes();
+    [b"RIFF", &length[..], b"WEBP", &chunks].concat()
+}
+
+#[test]
+fn pictures_of_many_pixels_and_hardly_any_data_are_rejected_by_their_header() {
+    let limits = DecodeLimits::default();
+    let gif = gif_of_one_pixel(7071, 7071);
+    assert_eq!(gif.len(), 35);
+    let too_small = DecodeError::FrameTooSmall { frame: [1, 1], canvas: [7071, 7071] };
+    assert_eq!(pixels_to_decode(&gif, &limits), Err(too_small.clone()));
+    assert_eq!(decode(&gif), Err(too_small));
+    // A small canvas costs little.
+    assert_eq!(pixels_to_decode(&gif_of_one_pixel(500, 500), &limits), Ok(250_000));
+
+    let side = |length: u32| length.to_le_bytes()[..3].to_vec();
+    let canvas = [vec![0x02, 0, 0, 0], side(7070), side(7070)].concat();
+    let mut still = Vec::new();
+    image::codecs::webp::WebPEncoder::new_lossless(&mut still)
+        .encode(&[0; 3], 1, 1, image::ExtendedColorType::Rgb8)
+        .unwrap();
+    let frame = [side(0), side(0), side(0), side(0), vec![0; 4], still[12..].to_vec()].concat();
+    let animation = webp(&[(b"VP8X", &canvas), (b"ANIM", &[0; 6]), (b"ANMF", &frame)]);
+    let too_small = DecodeError::FrameTooSmall { frame: [1, 1], canvas: [7071, 7071] };
+    assert_eq!(pixels_to_decode(&animation, &limits), Err(too_small));
+
+    // One colour needs no data in a lossless WebP, and an RLE bitmap ends wherever it says so.
+    let (width, height) = (7000_u32, 7000_u32);
+    let bits = 0x2f | (u64::from(width - 1) << 8) | (u64::from(height - 1) << 22);
+    let lossless = webp(&[(b"VP8L", &bits.to_le_bytes())]);
+    let mut bitmap = encoded(ImageFormat::Bmp);
+    bitmap[18..22].copy_from_slice(&width.to_le_bytes());
+    bitmap[22..26].copy_from_slice(&height.to_le_bytes());
+    // A JPEG that ends where its picture begins.
+    let mut jpeg = Vec::new();
+    let encoder = jpeg_encoder::Encoder::new(&mut jpeg, 90);
+    encoder.encode(&sample(), 32, 16, jpeg_encoder::ColorType::Rgb).unwrap();
+    let start = jpeg.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
+    jpeg[start + 5..start + 9].copy_from_slice(&[0x1b, 0x58, 0x1b, 0x58]);
+    for picture in [lossless, bitmap, jpeg] {
+        let too_few = DecodeError::TooFewBytes { bytes: picture.len(), width, height, min: 24_500 };
+        assert_eq!(pixels_to_decode(&picture, &limits), Err(too_few.clone()));
+        assert_eq!(decode(&picture), Err(too_few));
+    }
+
+    // A frame that is larger than its canvas costs its own pixels.
+    let mut gif = gif_of_one_pixel(1, 1);
+    gif[24..28].copy_from_slice(&[0xff; 4]);
+    let too_many = DecodeError::TooManyPixels { width: 65_535, height: 65_535, max: 50_000_000 };
+    assert_eq!(pixels_to_decode(&gif, &limits), Err(too_many));
+}
+
+#[test]
+fn the_pixels_of_a_picture_are_known_without_decoding() {
+    for format in [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Gif]
+    {
+        assert_eq!(pixels_to_decode(&encoded(format), &DecodeLimits::default()), Ok(32 * 16), "{format:?}");
+    }
+    let black = image::GrayImage::new(3000, 2000);
+    let mut png = std::io::Cursor::new(Vec::new());
+    black.write_to(&mut png, ImageFormat::Png).unwrap();
+    assert_eq!(pixels_to_decode(&png.into_inner(), &DecodeLimits::default()), Ok(6_000_000));
+    assert_eq!(pixels_to_decode(b"", &DecodeLimits::default()), Err(DecodeError::Empty));
+    assert_eq!(pixels_to_decode(b"text", &DecodeLimits::default()), Err(DecodeError::UnknownFormat));
+}
+
+#[test]
+fn a_large_jpeg_has_fewer_scans() {
+    let mut jpeg = Vec::new();
+    let mut encoder = jpeg_encoder::Encoder::new(&mut jpeg, 95);
+    encoder.set_progressive(true);
+    let large =
+        RgbImage::from_fn(2400, 1700, |x, y| Rgb([(x % 251) as u8, (y % 241) as u8, ((x * y) % 239) as u8]));
+    encoder.encode(&large, 2400, 1700, jpeg_encoder::ColorType::Rgb).unwrap();
+    assert!(decode(&jpeg).is_ok());
+    let scan = jpeg.windows(2).rposition(|w| w == [0xff, 0xda]).unwrap();
+    let end = jpeg.len() - 2;
+    let empty_scan = &jpeg[scan..scan + 12];
+    let repeated = [&jpeg[..end], &empty_scan.repeat(20), &jpeg[end..]].concat();
+    match decode(&repeated) {
+        Err(DecodeError::Corrupt(reason)) => assert!(reason.contains("more than 20 scans"), "{reason}"),
+        other => panic!("{:?}", other.map(|image| image.dimensions())),
     }
 }

@@ -52,7 +52,12 @@ in its `details`: of each face the `bounding_box`, in pixels of the image after 
 its place, as `left,top,right,bottom`. Where it shows none, the details of `no_face` have `turned`: by how many degrees (90, 180 or 270) \
 the image must be turned clockwise to show a face, or null where that does not help. The response to an image that could be \
 read although its file is defective has `notes`: `jpeg_end_missing` means that a JPEG was cut off after its last pixel. \
-Every call rejects an image that lacks pixels, with `image_unreadable`.
+Every call rejects an image that lacks pixels, with `image_unreadable`, and one whose header states far more pixels than its data \
+can have, with `image_implausible`.
+
+**Limits of clients.** Nobody's requests keep those of others out: a client that exceeds its share gets 429 (`share_exceeded`, \
+`too_busy`), and while all clients together exceed what the server takes, some get 503 (`overloaded`). Both have `Retry-After`, and \
+`details` with the `limit` and its maximum.
 
 **Request ids.** Every response has the header `X-Request-Id`, and the body of an error the same as `request_id`, for \
 searching the server's log. It is the request's own, where that has 1 to 128 letters, digits, `-`, `_` and `.`. A request \

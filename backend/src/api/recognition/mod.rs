@@ -131,6 +131,7 @@ async fn recognise_and_store<Outcome>(
     for details in &mut request.details {
         details.key = details.key.take().map(|key| principal.own_key(&key));
     }
+    request.images.iter_mut().flatten().for_each(|image| image.is_from_camera = true);
 
     let keys = request.details.iter().filter_map(|details| details.key.clone()).collect();
     let known = state.database.answered_keys(call, keys).await?;

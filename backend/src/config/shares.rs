@@ -1,0 +1,84 @@
+//! Fair shares: how much of the server one client may use at a time, and all together.
+
+use std::time::Duration;
+
+use crate::shares::{ConnectionLimits, RateLimit, ShareLimits, TrustedProxies};
+
+/// Requests at once after a pause, in seconds of the rate.
+const BURST_S: u32 = 2;
+/// The same of clients without a token: a page with its files.
+const ANONYMOUS_BURST_S: u32 = 10;
+
+settings! {
+    /// How much of the server one client may use at a time, and all together.
+    SharesConfig, SharesFlags {
+        /// Proxies whose X-Forwarded-For says who the client is: addresses, networks such as 10.0.0.0/8, or `private` for all
+        /// private networks, separated by commas
+        trusted_proxies: Vec<String> = Vec::new(), "FACEPIPE_TRUSTED_PROXIES", "NETWORKS", unset "none",
+            arg [value_delimiter = ','];
+        /// Connections in all; fewer where the limit of open files is lower
+        max_connections: usize = 2048, "FACEPIPE_MAX_CONNECTIONS", "N", in 1..=1_000_000;
+        /// Connections from one address, or from one /64 of IPv6; those of trusted proxies do not count
+        max_connections_per_address: usize = 512, "FACEPIPE_MAX_CONNECTIONS_PER_ADDRESS", "N", in 1..=1_000_000;
+        /// Seconds in which a client must read 16 KiB of a response, or the rest of it
+        write_timeout_s: u64 = 30, "FACEPIPE_WRITE_TIMEOUT_S", "SECONDS", in 1..=3600;
+        /// Bytes of all requests in memory; more are rejected with 503
+        body_budget_bytes: usize = 256 * 1024 * 1024, "FACEPIPE_BODY_BUDGET_BYTES", "BYTES", in 65_536..=1 << 40;
+        /// Bytes of one client's requests in memory; more are rejected with 429
+        client_body_bytes: usize = 128 * 1024 * 1024, "FACEPIPE_CLIENT_BODY_BYTES", "BYTES", in 65_536..=1 << 40;
+        /// Requests a second of one client with a token, or of one address on a server without tokens; more are rejected with
+        /// 429, and 0 allows any number
+        client_requests_per_s: u32 = 1000, "FACEPIPE_CLIENT_REQUESTS_PER_S", "N", in 0..=1_000_000;
+        /// The same of an address without a token, for the calls that need none
+        anonymous_requests_per_s: u32 = 50, "FACEPIPE_ANONYMOUS_REQUESTS_PER_S", "N", in 0..=1_000_000;
+        /// Images of one client that may wait for recognition or be recognised; more are rejected with 429. Without it, one
+        /// client may use all of queue_images while no other needs them
+        client_queue_images: u32, "FACEPIPE_CLIENT_QUEUE_IMAGES", "N", unset "queue_images", in 1..=65_536;
+        /// How many times the recognition of a camera's client an administrator's gets while images of both wait
+        admin_weight: u32 = 4, "FACEPIPE_ADMIN_WEIGHT", "N", in 1..=100;
+    }
+}
+
+impl SharesConfig {
+    /// Returns the proxies in front.
+    ///
+    /// # Errors
+    /// One is neither an address nor a network.
+    pub fn trusted_proxies(&self) -> anyhow::Result<TrustedProxies> {
+        TrustedProxies::parse(&self.trusted_proxies)
+    }
+
+    /// Returns what requests are counted by.
+    ///
+    /// # Errors
+    /// As [`trusted_proxies`](Self::trusted_proxies).
+    pub(crate) fn limits(&self) -> anyhow::Result<ShareLimits> {
+        let rate =
+            |per_second: u32, seconds| RateLimit { per_second, burst: per_second.saturating_mul(seconds) };
+        Ok(ShareLimits {
+            total_bytes: self.body_budget_bytes,
+            principal_bytes: self.client_body_bytes,
+            principal_rate: rate(self.client_requests_per_s, BURST_S),
+            anonymous_rate: rate(self.anonymous_requests_per_s, ANONYMOUS_BURST_S),
+            admin_weight: self.admin_weight,
+            trusted_proxies: self.trusted_proxies()?,
+        })
+    }
+
+    /// Returns how many connections there may be, of `descriptors` for all of them.
+    ///
+    /// # Errors
+    /// As [`trusted_proxies`](Self::trusted_proxies).
+    pub(crate) fn connection_limits(&self, descriptors: u64) -> anyhow::Result<ConnectionLimits> {
+        Ok(ConnectionLimits {
+            total: self.max_connections.min(usize::try_from(descriptors).unwrap_or(usize::MAX)),
+            per_address: self.max_connections_per_address,
+            trusted_proxies: self.trusted_proxies()?,
+        })
+    }
+
+    /// Returns how long a client may read nothing of a response.
+    pub(crate) fn write_timeout(&self) -> Duration {
+        Duration::from_secs(self.write_timeout_s)
+    }
+}
