@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use facepipe_identify::cohort::{beyond_doubt, enrolled_from, top_scores};
+use facepipe_identify::{
+    cohort::{beyond_doubt, enrolled_from, top_scores},
+    open_set::MAX_PRODUCTS,
+};
 use facepipe_vision::Embedder;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -16,7 +19,7 @@ use crate::{
     metrics::Metrics,
     store::{
         Database, StoreError,
-        sql::{CandidateTrack, CohortCandidate, CohortMember, Lease, TrainingImage},
+        sql::{CandidateTrack, CohortCandidate, CohortCount, CohortMember, Lease, TrainingImage},
     },
 };
 
@@ -33,8 +36,6 @@ const MIN_CONFIDENCE: f32 = 0.95;
 /// Minimum length of the shorter side of a face, pixels. The embedders scale faces to 112 and more: a smaller one is mostly
 /// blur, and its embedding resembles those of other blurred faces.
 const MIN_SIDE: f32 = 40.0;
-/// Multiplications and additions that comparing the cohort with everybody may cost a training: a few seconds of one core.
-const MAX_PRODUCTS: usize = 40_000_000_000;
 
 /// What fills the cohort besides uploads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +69,8 @@ pub struct CohortChanges {
     pub added: usize,
     /// Embeddings that were removed, since they match somebody who is enrolled.
     pub removed: usize,
+    /// The oldest embeddings from cameras that were erased, since there were more than [`FillOptions::max`].
+    pub evicted: usize,
 }
 
 /// Does a pass now and at every interval, until `stop` is set.
@@ -81,11 +84,12 @@ pub async fn run_filling(
     while !stop.is_cancelled() {
         let mut pause = INTERVAL;
         match fill(&database, embedder, options, &stop).await {
-            Ok(Some(CohortChanges { added: 0, removed: 0 })) => (),
-            Ok(Some(CohortChanges { added, removed })) => {
+            Ok(Some(CohortChanges { added: 0, removed: 0, evicted: 0 })) => (),
+            Ok(Some(CohortChanges { added, removed, evicted })) => {
                 tracing::info!(
                     added,
                     removed,
+                    evicted,
                     "added unknown faces to the cohort, removed people who are enrolled"
                 );
             }
@@ -120,12 +124,20 @@ pub async fn fill(
     }
     let pass = pass(database, embedder, options, &holder, stop);
     let outcome = database.renewing_lease(Lease::Cohort, &holder, LEASE, pass).await;
+    // A pass that ended early may have erased some, too.
+    let may_have_evicted = outcome.as_ref().map_or(true, |changes| changes.evicted > 0);
+    let scrubbed = if may_have_evicted { database.scrub_journal().await } else { Ok(()) };
     let released = database.release_lease(Lease::Cohort, &holder).await;
     match outcome {
         // Another process goes on.
-        Err(StoreError::LeaseLost) => Ok(None),
+        Err(StoreError::LeaseLost) => scrubbed.map(|()| None),
         Err(error) => Err(error),
-        Ok(changes) => released.map(|()| Some(changes)),
+        Ok(changes) => {
+            scrubbed?;
+            released?;
+            database.task_finished(Task::Cohort, now()).await?;
+            Ok(Some(changes))
+        }
     }
 }
 
@@ -137,19 +149,17 @@ async fn pass(
     stop: &CancellationToken,
 ) -> Result<CohortChanges, StoreError> {
     let mut changes = CohortChanges::default();
-    let has_some = has_some_from_cameras(database, embedder).await?;
-    if has_some || options.from_cameras {
+    let counts = counts_of(database, embedder).await?;
+    if options.from_cameras || has_some_from_cameras(&counts) {
         let images = database.training_set(embedder.name).await?.images;
         let references = Arc::new(blocking(move || mean_embeddings(&images)).await?);
-        changes.removed = remove_matching(database, embedder, Arc::clone(&references)).await?;
+        let (removed, scores) = remove_matching(database, embedder, Arc::clone(&references)).await?;
+        changes.removed = removed;
         if options.from_cameras {
-            changes.added = add_from_cameras(database, embedder, options, references, holder, stop).await?;
+            (changes.added, changes.evicted) =
+                add_from_cameras(database, embedder, options, references, scores, holder, stop).await?;
         }
     }
-    if changes.removed > 0 {
-        database.scrub_journal().await?;
-    }
-    database.task_finished(Task::Cohort, now()).await?;
     Ok(changes)
 }
 
@@ -163,9 +173,8 @@ pub async fn remove_enrolled(
     embedder: CohortEmbedder,
     images: Arc<Vec<TrainingImage>>,
 ) -> Result<usize, StoreError> {
-    let mut counts = database.cohort_counts().await?;
-    counts.retain(|count| count.embedder == embedder.name);
-    if !counts.iter().any(|count| count.source == CohortSource::Camera) {
+    let counts = counts_of(database, embedder).await?;
+    if !has_some_from_cameras(&counts) {
         return Ok(0);
     }
     let members: i64 = counts.iter().map(|count| count.embeddings).sum();
@@ -177,89 +186,106 @@ pub async fn remove_enrolled(
         (products <= MAX_PRODUCTS).then(|| mean_embeddings(&images))
     });
     let Some(references) = references.await?.map(Arc::new) else { return Ok(0) };
-    let removed = remove_matching(database, embedder, references).await?;
+    let (removed, _) = remove_matching(database, embedder, references).await?;
     if removed > 0 {
-        database.scrub_journal().await?;
         tracing::info!(removed, "removed people from the cohort who are enrolled");
     }
     Ok(removed)
 }
 
-async fn has_some_from_cameras(database: &Database, embedder: CohortEmbedder) -> Result<bool, StoreError> {
-    let counts = database.cohort_counts().await?;
-    Ok(counts.iter().any(|count| count.source == CohortSource::Camera && count.embedder == embedder.name))
+async fn counts_of(database: &Database, embedder: CohortEmbedder) -> Result<Vec<CohortCount>, StoreError> {
+    let mut counts = database.cohort_counts().await?;
+    counts.retain(|count| count.embedder == embedder.name);
+    Ok(counts)
 }
 
-/// Uploaded embeddings stay: each calibration leaves them out, and the erasure of the person erases them.
+fn has_some_from_cameras(counts: &[CohortCount]) -> bool {
+    counts.iter().any(|count| count.source == CohortSource::Camera)
+}
+
+/// Uploaded embeddings stay: each calibration leaves them out, and the erasure of the person erases them. Returns how many it
+/// removed, and the highest cosine of each of the others to any of the references, by id.
 async fn remove_matching(
     database: &Database,
     embedder: CohortEmbedder,
     references: Arc<Vec<Vec<f32>>>,
-) -> Result<usize, StoreError> {
+) -> Result<(usize, HashMap<String, f32>), StoreError> {
     let members = database.cohort_members(embedder.name).await?;
-    let matching = blocking(move || {
+    let split = blocking(move || {
         let (members, embeddings): (Vec<(String, CohortSource)>, Vec<Vec<f32>>) = members
             .into_iter()
             .map(|CohortMember { id, source, embedding }| ((id, source), embedding))
             .unzip();
         let scores = top_scores(&embeddings, &references);
         let border = enrolled_from(&scores, embedder.same_person);
-        let matching = members
-            .into_iter()
-            .zip(scores)
-            .filter(|((_, source), score)| *source == CohortSource::Camera && *score >= border);
-        matching.map(|((id, _), _)| id).collect::<Vec<_>>()
+        let mut matching = Vec::new();
+        let mut others = HashMap::new();
+        for ((id, source), score) in members.into_iter().zip(scores) {
+            if source == CohortSource::Camera && score >= border {
+                matching.push(id);
+            } else {
+                others.insert(id, score);
+            }
+        }
+        (matching, others)
     });
-    database.erase_cohort_members(matching.await?).await
+    let (matching, others) = split.await?;
+    let removed = database.erase_cohort_members(matching).await?;
+    if removed > 0 {
+        // At once, not at the end of a pass: what follows may fail.
+        database.scrub_journal().await?;
+    }
+    Ok((removed, others))
 }
 
+/// `scores` are the [`top_scores`] of members, by id: each is compared with everybody who is enrolled once in a pass. Returns
+/// how many it added, and how many it erased for them.
 async fn add_from_cameras(
     database: &Database,
     embedder: CohortEmbedder,
     options: FillOptions,
     references: Arc<Vec<Vec<f32>>>,
+    mut scores: HashMap<String, f32>,
     holder: &str,
     stop: &CancellationToken,
-) -> Result<usize, StoreError> {
-    let mut added = 0;
-    // Of members, by id: each is compared with everybody who is enrolled once in a pass.
-    let mut scores: HashMap<String, f32> = HashMap::new();
+) -> Result<(usize, usize), StoreError> {
+    let (mut added, mut evicted) = (0, 0);
     while !stop.is_cancelled() {
         let batch = database.cohort_candidates(embedder.name, BATCH).await?;
-        let Some(through) = batch.through else { return Ok(added) };
+        let Some(through) = batch.through else { break };
         let members = database.cohort_members(embedder.name).await?;
         let (candidates, references) = (batch.candidates, Arc::clone(&references));
-        let known = std::mem::take(&mut scores);
         let choice = blocking(move || {
-            let scores = scores_of(&members, &known, &references);
+            let scores = scores_of(&members, scores, &references);
             let of_members: Vec<f32> = scores.values().copied().collect();
             let members: Vec<Vec<f32>> = members.into_iter().map(|member| member.embedding).collect();
             (choose(candidates, &members, &of_members, &references, embedder.same_person), scores)
         });
-        let (chosen, of_members) = choice.await?;
-        scores = of_members;
-        added += database
+        let chosen;
+        (chosen, scores) = choice.await?;
+        let (more, erased) = database
             .add_to_cohort_from_cameras(embedder.name, chosen, options.max, through, holder, LEASE)
             .await?;
+        added += more;
+        evicted += erased;
         tokio::time::sleep(PAUSE).await;
     }
-    Ok(added)
+    Ok((added, evicted))
 }
 
 /// The highest cosine of each member to any of the references, by its id; `known` has those that were computed before.
 fn scores_of(
     members: &[CohortMember],
-    known: &HashMap<String, f32>,
+    mut known: HashMap<String, f32>,
     references: &[Vec<f32>],
 ) -> HashMap<String, f32> {
-    let is_new = |member: &&CohortMember| !known.contains_key(&member.id);
+    let ids: HashSet<&str> = members.iter().map(|member| member.id.as_str()).collect();
+    known.retain(|id, _| ids.contains(id.as_str()));
+    let new = members.iter().filter(|member| !known.contains_key(&member.id));
     let (ids, embeddings): (Vec<String>, Vec<Vec<f32>>) =
-        members.iter().filter(is_new).map(|member| (member.id.clone(), member.embedding.clone())).unzip();
-    let mut scores: HashMap<String, f32> = ids.into_iter().zip(top_scores(&embeddings, references)).collect();
-    scores.extend(
-        members.iter().filter_map(|member| known.get(&member.id).map(|score| (member.id.clone(), *score))),
-    );
-    scores
+        new.map(|member| (member.id.clone(), member.embedding.clone())).unzip();
+    known.extend(ids.into_iter().zip(top_scores(&embeddings, references)));
+    known
 }
 
 /// Chooses the candidates that become members: of each track the largest face that is good enough, of nobody who is
@@ -328,7 +354,11 @@ async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) 
 
 #[cfg(test)]
 mod tests {
+    use diesel::connection::SimpleConnection as _;
+    use facepipe_shared::hex;
+
     use super::*;
+    use crate::store::{sql::DatabaseOptions, vector_to_bytes};
 
     /// A direction of 512, at random for each number.
     fn face(number: u64) -> Vec<f32> {
@@ -406,5 +436,48 @@ mod tests {
         means.sort_by(|one, other| one[0].total_cmp(&other[0]));
         assert_eq!(means[0], [0.0, 1.0]);
         assert!((means[1][0] - 0.5_f32.sqrt()).abs() < 1e-6 && (means[1][1] - 0.5_f32.sqrt()).abs() < 1e-6);
+    }
+
+    #[tokio::test]
+    async fn what_a_failed_pass_erased_is_not_in_the_journal() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = Database::open(&DatabaseOptions {
+            url: folder.path().join("x.db").display().to_string(),
+            connections: 2,
+            migrate_at_start: true,
+            connect_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(5),
+            start_timeout: Duration::ZERO,
+            allow_newer_schema: false,
+        })
+        .unwrap();
+        let (enrolled, seen) =
+            (vector_to_bytes(&[1.0, 0.0, 0.0, 0.0]), vector_to_bytes(&[0.8, 0.6, 0.0, 0.0]));
+        // The last statement makes the search for new members fail.
+        let rows = format!(
+            "INSERT INTO people (id, face_id, created_at, face_key, public_id)
+                 VALUES (1, 'Ada', 0, 'ada', '7f1c5f0e-53a4-4a0e-9a5b-0d9c41f5a001');
+             INSERT INTO images (id, person_id, blob_key, bytes, created_at) VALUES ('a', 1, 'a', 1, 0);
+             INSERT INTO embeddings (image_id, embedder, vector, created_at)
+                 VALUES ('a', 'mobilefacenet', X'{}', 0);
+             INSERT INTO cohort (id, embedder, source, vector, created_at)
+                 VALUES ('b', 'mobilefacenet', 'camera', X'{}', 0);
+             ALTER TABLE cohort_cursor RENAME TO elsewhere;",
+            hex(&enrolled),
+            hex(&seen),
+        );
+        database.write(move |connection| Ok(connection.batch_execute(&rows)?)).await.unwrap();
+        let is_in_files = || {
+            let files = std::fs::read_dir(folder.path()).unwrap().map(|file| file.unwrap().path());
+            files
+                .map(|file| std::fs::read(file).unwrap())
+                .any(|bytes| bytes.windows(16).any(|part| part == seen))
+        };
+        assert!(is_in_files());
+        let embedder = CohortEmbedder { name: "mobilefacenet", same_person: 0.35 };
+        let options = FillOptions { from_cameras: true, max: 10 };
+        assert!(fill(&database, embedder, options, &CancellationToken::new()).await.is_err());
+        assert!(database.cohort_members(embedder.name).await.unwrap().is_empty());
+        assert!(!is_in_files());
     }
 }

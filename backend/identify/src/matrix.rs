@@ -14,7 +14,7 @@ const LINE: usize = 16;
 /// Rows whose products are computed together.
 const BLOCK: usize = 256;
 
-/// Queries that a block of rows is multiplied with together: memory does not grow with the number of queries.
+/// Queries that a block of rows is multiplied with together: memory for products does not grow with the number of queries.
 const QUERY_BLOCK: usize = 1024;
 
 /// Rows that are read side by side, so that their additions can overlap.

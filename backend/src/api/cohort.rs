@@ -1,6 +1,7 @@
 //! `/cohort`: embeddings of strangers, against which a gallery is calibrated.
 
 use actix_web::web;
+use facepipe_identify::open_set::{RULE_OF_THREE, strangers_needed};
 use facepipe_vision::DecodeError;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
 use serde::{Deserialize, Serialize};
@@ -246,13 +247,13 @@ pub async fn show(state: web::Data<State>) -> Result<web::Json<Cohort>, ApiError
             newest_at: rfc3339(count.newest)?,
         })
     };
-    let (measurable, target_fpir) = (measurable_fpir(total), state.config.recognition.target_fpir);
+    let target_fpir = state.config.recognition.target_fpir;
     Ok(web::Json(Cohort {
         embedder,
         total,
-        measurable_fpir: measurable,
+        measurable_fpir: measurable_fpir(total),
         target_fpir,
-        large_enough: measurable.is_some_and(|measurable| measurable <= target_fpir),
+        large_enough: usize::try_from(total).is_ok_and(|total| total >= strangers_needed(target_fpir)),
         groups: counts.into_iter().map(group).collect::<Result<_, _>>()?,
         from_cameras: state.config.cohort.cohort_from_cameras,
         max_from_cameras: state.config.cohort.cohort_max,
@@ -301,8 +302,8 @@ fn total(counts: &[sql::CohortCount], embedder: &str) -> i64 {
 
 /// The rule of three: where none of n strangers is named, the rate is at most 3 in n, with 95 % confidence.
 fn measurable_fpir(strangers: i64) -> Option<f64> {
-    let strangers = u32::try_from(strangers).ok().filter(|strangers| *strangers >= 3)?;
-    Some(3.0 / f64::from(strangers))
+    let strangers = f64::from(u32::try_from(strangers).ok()?);
+    (strangers >= RULE_OF_THREE).then(|| RULE_OF_THREE / strangers)
 }
 
 fn refused(image: usize, error: DecodeError) -> ImageError {

@@ -1,6 +1,6 @@
 //! Which face of an image counts where one face must do: the main one, or the one that a request names.
 
-use facepipe_vision::{BoundingBox, DecodeNote};
+use facepipe_vision::{DecodeNote, face_at};
 
 use super::{form::TextPart, recognition::corners};
 use crate::{
@@ -68,7 +68,9 @@ impl FaceChoice {
         let position = match self {
             Self::Main => image.main_face(),
             Self::Face(face) => Some(face).filter(|face| *face < image.faces.len()),
-            Self::Box(wanted) => face_at(&image.faces, wanted),
+            Self::Box(wanted) => {
+                face_at(image.faces.iter().map(|face| face.bounding_box.into()), wanted.into(), MIN_OVERLAP)
+            }
         };
         let ImageResult { mut faces, notes, .. } = image;
         match (position, self) {
@@ -96,15 +98,6 @@ pub fn number(text: &str) -> Result<usize, String> {
     text.trim().parse().map_err(|_| {
         "is not a whole number from 0: the position of a face among the `boxes` of an error".to_owned()
     })
-}
-
-/// The face that overlaps a box most, if that is enough.
-fn face_at(faces: &[IdentifiedFace], wanted: [f32; 4]) -> Option<usize> {
-    let rectangle = |[left, top, right, bottom]: [f32; 4]| BoundingBox { left, top, right, bottom };
-    let wanted = rectangle(wanted);
-    let overlaps = faces.iter().map(|face| rectangle(face.bounding_box).iou(&wanted)).enumerate();
-    let (position, overlap) = overlaps.max_by(|(_, a), (_, b)| a.total_cmp(b))?;
-    (overlap >= MIN_OVERLAP).then_some(position)
 }
 
 fn places(faces: &[IdentifiedFace]) -> Vec<([f32; 4], f32)> {

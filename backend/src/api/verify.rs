@@ -12,7 +12,7 @@ use super::{
     response::JsonResponse,
 };
 use crate::{
-    domain::IdentifiedFace,
+    domain::{IdentifiedFace, cosine},
     error::ApiError,
     recognise::{ImageResult, UploadedImage},
 };
@@ -122,8 +122,7 @@ pub async fn verify(
     };
     let [first, second] = &[chosen_face(0)?, chosen_face(1)?];
     // Embeddings have length 1; rounding may take the sum slightly beyond it.
-    let products = first.embedding.iter().zip(&second.embedding).map(|(a, b)| a * b);
-    let similarity = products.sum::<f32>().clamp(-1.0, 1.0);
+    let similarity = cosine(&first.embedding, &second.embedding).clamp(-1.0, 1.0);
     let threshold = state.verify_threshold;
     let verification = Verification {
         same_person: similarity >= threshold,

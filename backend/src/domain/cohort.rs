@@ -25,8 +25,3 @@ impl CohortSource {
         Self::ALL.into_iter().find(|source| source.name() == name)
     }
 }
-
-/// Returns the inner product; the cosine of two L2-normalised embeddings.
-pub fn cosine(one: &[f32], other: &[f32]) -> f32 {
-    one.iter().zip(other).map(|(a, b)| a * b).sum()
-}

@@ -1,6 +1,6 @@
 //! Doubts about an image that is being enrolled: whether it shows its person.
 
-use super::IdentifiedFace;
+use super::{IdentifiedFace, cosine};
 
 /// How like an embedding is to those of one person.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,7 +31,6 @@ pub fn similarity_to_own(embedding: &[f32], others: &[Vec<f32>], one_to_one: f32
     if !length.is_normal() {
         return None;
     }
-    let product: f32 = sum.iter().zip(embedding).map(|(a, b)| a * b).sum();
-    let similarity = (product / length).clamp(-1.0, 1.0);
+    let similarity = (cosine(&sum, embedding) / length).clamp(-1.0, 1.0);
     Some(OwnSimilarity { similarity, threshold: one_to_one })
 }

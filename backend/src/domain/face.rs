@@ -81,6 +81,11 @@ impl EmbeddingSum {
     }
 }
 
+/// Returns the inner product; the cosine of two L2-normalised embeddings.
+pub fn cosine(one: &[f32], other: &[f32]) -> f32 {
+    one.iter().zip(other).map(|(a, b)| a * b).sum()
+}
+
 /// The face of an enrolled image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EnrolledFace {

@@ -27,11 +27,12 @@ pub use calibration::{
     PersonReference,
 };
 pub use clock::{CLOCK_UNSET_BEFORE, CaptureTime, Micros, PlausibleRange, now, to_micros};
-pub use cohort::{CohortSource, cosine};
+pub use cohort::CohortSource;
 pub use detection::{DetectionFilter, DetectionOrder, DetectionPosition, Revision, StoredDetection};
 pub use enrolment::similarity_to_own;
 pub use face::{
-    EmbeddingSum, EnrolledFace, FaceDecision, FaceQuality, IdentifiedFace, QualityComponent, people_of,
+    EmbeddingSum, EnrolledFace, FaceDecision, FaceQuality, IdentifiedFace, QualityComponent, cosine,
+    people_of,
 };
 pub use face_id::{FaceId, InvalidFaceId, SameName};
 pub use job::{Job, JobFailure, JobKind, JobOutcome, JobStatus};

@@ -82,9 +82,8 @@ pub fn identify(
 ) -> Result<IdentifiedFace, IdentifyError> {
     let DetectedFace { detection, quality, embedding } = face;
     let FaceDecision { known, score, threshold, predictions } = decide(model, &embedding, threshold, top_k)?;
-    let corners = detection.bounding_box;
     Ok(IdentifiedFace {
-        bounding_box: [corners.left, corners.top, corners.right, corners.bottom],
+        bounding_box: detection.bounding_box.into(),
         detection_confidence: detection.confidence,
         known,
         score,
@@ -125,11 +124,5 @@ pub fn decide(
 /// Returns the people of an identification, the top one first.
 fn people(identification: &Identification) -> Vec<(i64, f32)> {
     // The trainer writes labels as decimal row ids; anything else belongs to nobody.
-    let mut people: Vec<(i64, f32)> =
-        identification.all.iter().filter_map(|p| Some((p.label.parse().ok()?, p.confidence))).collect();
-    let top = identification.top.as_ref().and_then(|top| top.label.parse::<i64>().ok());
-    if let Some(position) = people.iter().position(|(person, _)| Some(*person) == top) {
-        people.get_mut(..=position).unwrap_or_default().rotate_right(1);
-    }
-    people
+    identification.all.iter().filter_map(|p| Some((p.label.parse().ok()?, p.confidence))).collect()
 }

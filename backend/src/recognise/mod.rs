@@ -18,7 +18,7 @@ use std::{sync::Arc, thread, time::Duration};
 
 use facepipe_identify::IdentifyError;
 use facepipe_vision::{
-    BoundingBox, DecodeError, DecodeLimits, DecodeNote, VisionError, largest_face, main_face,
+    DecodeError, DecodeLimits, DecodeNote, VisionError, main_face, main_face::Candidate, main_or_largest,
     pixels_to_decode,
 };
 use tokio::sync::oneshot;
@@ -138,20 +138,16 @@ impl ImageResult {
     /// Returns the position of the main face in `faces`, by the rule of [`main_face`]; `None` if there is no face, or
     /// no main one.
     pub fn main_face(&self) -> Option<usize> {
-        let candidate = |face: &IdentifiedFace| {
-            let [left, top, right, bottom] = face.bounding_box;
-            (BoundingBox { left, top, right, bottom }, face.detection_confidence)
-        };
-        main_face(&self.faces.iter().map(candidate).collect::<Vec<_>>(), self.size)
+        main_face(&self.candidates(), self.size)
     }
 
     /// Returns the position of the main face in `faces`, or else of the largest; `None` if there is no face.
     pub fn main_or_largest_face(&self) -> Option<usize> {
-        let bounds = |face: &IdentifiedFace| {
-            let [left, top, right, bottom] = face.bounding_box;
-            BoundingBox { left, top, right, bottom }
-        };
-        self.main_face().or_else(|| largest_face(self.faces.iter().map(bounds)))
+        main_or_largest(&self.candidates(), self.size)
+    }
+
+    fn candidates(&self) -> Vec<Candidate> {
+        self.faces.iter().map(|face| (face.bounding_box.into(), face.detection_confidence)).collect()
     }
 }
 

@@ -7,9 +7,9 @@ use std::{
 
 use bytes::Bytes;
 use facepipe_vision::{
-    Backend, BoundingBox, Compute, DecodeError, DecodeLimits, DecodeNote, Decoded, DeviceKind, Embedder,
-    EmbedderKind, Face, FaceQuality, ModelError, Mtcnn, MtcnnConfig, VisionError, decode_with_notes,
-    installed_embedder, largest_face, load_embedder_on, main_face,
+    Backend, Compute, DecodeError, DecodeLimits, DecodeNote, Decoded, DeviceKind, Embedder, EmbedderKind,
+    Face, FaceQuality, ModelError, Mtcnn, MtcnnConfig, VisionError, decode_with_notes, face_at,
+    installed_embedder, load_embedder_on, main_or_largest,
 };
 use image::{RgbImage, imageops};
 
@@ -227,27 +227,22 @@ impl Pipeline {
         enrolled: Option<[f32; 4]>,
     ) -> Result<Option<EmbeddedFace>, ImageError> {
         let FoundFaces { faces, mut crops, qualities, size, .. } = self.find_faces(&bytes.into())?;
-        let boxes = || faces.iter().map(|face| face.bounding_box);
         let position = match enrolled {
-            Some([left, top, right, bottom]) => {
-                let enrolled = BoundingBox { left, top, right, bottom };
-                let overlaps = boxes().map(|found| found.iou(&enrolled)).enumerate();
-                let nearest = overlaps.max_by(|(_, a), (_, b)| a.total_cmp(b));
-                nearest.filter(|(_, overlap)| *overlap >= SAME_FACE_OVERLAP).map(|(position, _)| position)
+            Some(enrolled) => {
+                face_at(faces.iter().map(|face| face.bounding_box), enrolled.into(), SAME_FACE_OVERLAP)
             }
             None => {
                 let candidates: Vec<_> =
                     faces.iter().map(|face| (face.bounding_box, face.confidence)).collect();
-                main_face(&candidates, size).or_else(|| largest_face(boxes()))
+                main_or_largest(&candidates, size)
             }
         };
         let Some(position) = position else { return Ok(None) };
         let (Some(face), Some(quality)) = (faces.get(position), qualities.get(position)) else {
             return Ok(None);
         };
-        let BoundingBox { left, top, right, bottom } = face.bounding_box;
         let embedding = self.embedder.embed(&[crops.swap_remove(position)])?.pop();
-        let face = EnrolledFace { bounding_box: [left, top, right, bottom], quality: *quality };
+        let face = EnrolledFace { bounding_box: face.bounding_box.into(), quality: *quality };
         Ok(embedding.map(|embedding| EmbeddedFace { face, embedding }))
     }
 }

@@ -1,4 +1,4 @@
-//! Does jobs: trainings, the recomputation of embeddings, and the clustering of unknown faces.
+//! Does jobs: trainings, the recomputation of embeddings, clustering of unknown faces and searches for people in the past.
 
 use std::{
     collections::HashSet,

@@ -1,5 +1,5 @@
-//! Jobs: trainings, the recomputation of embeddings, and the clustering of unknown faces. They wait in the database, and one process of the deployment does
-//! them, one after the other, beside recognition.
+//! Jobs: trainings, the recomputation of embeddings, clustering of unknown faces and searches for people in the past. They
+//! wait in the database, and one process of the deployment does them, one after the other, beside recognition.
 
 mod executor;
 mod pairs;

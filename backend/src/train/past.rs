@@ -6,6 +6,7 @@ use std::{
 };
 
 use facepipe_identify::{Decision, IdentifyError};
+use rayon::prelude::*;
 
 use super::{
     executor::{JobError, JobExecutor, RunningJob, blocking, count, milliseconds},
@@ -78,18 +79,19 @@ fn compare(
         return Ok(Vec::new());
     }
     let labels: HashMap<String, i64> = people.keys().map(|person| (person.to_string(), *person)).collect();
-    let mut found = Vec::new();
-    for (detection, embedding) in faces {
-        if embedding.len() != model.dimensions() {
-            continue;
-        }
+    let propose = |(detection, embedding): (i64, Vec<f32>)| {
         let identification = model.identify(&embedding, threshold, 1)?;
         let person = identification.top.and_then(|top| labels.get(&top.label).copied());
-        if let (Decision::Known, Some(person), Some(score)) =
-            (identification.decision, person, identification.score)
-        {
-            found.push(NewProposal { person, detection, score, model_version: *version });
-        }
-    }
-    Ok(found)
+        Ok::<_, IdentifyError>(match (identification.decision, person, identification.score) {
+            (Decision::Known, Some(person), Some(score)) => {
+                Some(NewProposal { person, detection, score, model_version: *version })
+            }
+            _ => None,
+        })
+    };
+    faces
+        .into_par_iter()
+        .filter(|(_, embedding)| embedding.len() == model.dimensions())
+        .filter_map(|face| propose(face).transpose())
+        .collect()
 }

@@ -16,7 +16,7 @@ use facepipe_identify::{
 
 use super::{
     executor::JobError,
-    pairs::{PairFinder, Sample as ComparedImage},
+    pairs::{PairFinder, SamePictures, Sample as ComparedImage},
     progress::{AbortReason, Progress},
     results::{Conflict, ConflictingImage, LeftOut, WhyLeftOut},
 };
@@ -139,8 +139,8 @@ pub fn split_conflicts(
 ) -> Result<(Vec<TrainingImage>, Conflicts), JobError> {
     let compared: Vec<ComparedImage<'_>> =
         images.iter().map(|image| (image.id.as_str(), image.person, image.embedding.as_slice())).collect();
-    let pairs = pairs.same_pictures(&compared, same_picture, &|| progress.abort_reason().is_none());
-    let mut pairs = pairs.ok_or_else(|| aborted(progress))?;
+    let found = pairs.same_pictures(&compared, same_picture, &|| progress.abort_reason().is_none());
+    let SamePictures { mut pairs, is_in_pair, .. } = found.ok_or_else(|| aborted(progress))?;
     pairs.sort_by(|one, other| other.similarity.total_cmp(&one.similarity));
     let side = |position: usize| images.get(position).map(|image| (image.id.clone(), image.person));
     let conflicting = pairs
@@ -151,10 +151,10 @@ pub fn split_conflicts(
             Some(ConflictingPair { images, similarity: pair.similarity })
         })
         .collect();
-    let out: HashSet<usize> = pairs.iter().flat_map(|pair| [pair.first, pair.second]).collect();
-    let conflicts = Conflicts { pairs: conflicting, images: out.len() };
-    let kept = images.into_iter().enumerate().filter(|(position, _)| !out.contains(position));
-    Ok((kept.map(|(_, image)| image).collect(), conflicts))
+    let out = is_in_pair.iter().filter(|is_in_pair| **is_in_pair).count();
+    let conflicts = Conflicts { pairs: conflicting, images: out };
+    let kept = images.into_iter().zip(is_in_pair).filter(|(_, is_in_pair)| !is_in_pair);
+    Ok((kept.map(|(image, _)| image).collect(), conflicts))
 }
 
 fn aborted(progress: &Progress) -> JobError {

@@ -152,7 +152,7 @@ impl Networks {
         // Pictures are what runs in parallel.
         without_intra_op_parallelism(|| {
             let image = decode_image(&fs::read(&file).unwrap(), &DecodeLimits::default()).unwrap();
-            let found = self.mtcnn.detect(&image).unwrap();
+            let found = self.mtcnn.detect_inside(&image, false).unwrap();
             let crops: Vec<_> = found.iter().map(|face| self.embedder.crop(&image, face)).collect();
             let embeddings = if crops.is_empty() { Vec::new() } else { self.embedder.embed(&crops).unwrap() };
             let middle = [image.width() as f32 / 2.0, image.height() as f32 / 2.0];

@@ -10,9 +10,8 @@ use crate::{
 /// The face in the middle of a picture, as the server has it.
 fn central_face(picture: &Picture) -> Option<IdentifiedFace> {
     let found = &picture.faces[picture.central?];
-    let corners = found.face.bounding_box;
     Some(IdentifiedFace {
-        bounding_box: [corners.left, corners.top, corners.right, corners.bottom],
+        bounding_box: found.face.bounding_box.into(),
         detection_confidence: found.face.confidence,
         known: false,
         score: None,

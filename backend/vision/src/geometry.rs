@@ -55,6 +55,32 @@ impl BoundingBox {
     }
 }
 
+impl From<[f32; 4]> for BoundingBox {
+    /// From left, top, right and bottom.
+    fn from([left, top, right, bottom]: [f32; 4]) -> Self {
+        Self { left, top, right, bottom }
+    }
+}
+
+impl From<BoundingBox> for [f32; 4] {
+    /// Left, top, right and bottom.
+    fn from(BoundingBox { left, top, right, bottom }: BoundingBox) -> Self {
+        [left, top, right, bottom]
+    }
+}
+
+/// Returns the position of the face whose box overlaps `wanted` most; `None` where the intersection over union of all is less
+/// than `min_overlap`.
+pub fn face_at(
+    boxes: impl IntoIterator<Item = BoundingBox>,
+    wanted: BoundingBox,
+    min_overlap: f32,
+) -> Option<usize> {
+    let overlaps = boxes.into_iter().map(|found| found.iou(&wanted)).enumerate();
+    let (position, overlap) = overlaps.max_by(|(_, a), (_, b)| a.total_cmp(b))?;
+    (overlap >= min_overlap).then_some(position)
+}
+
 /// Returns the position of the largest of several faces' boxes; `None` without faces. Where one face must do, this one counts:
 /// the person who is photographed stands closest.
 pub fn largest_face(boxes: impl IntoIterator<Item = BoundingBox>) -> Option<usize> {
@@ -150,6 +176,15 @@ mod tests {
         let tall = BoundingBox { left: 0.0, top: 0.0, right: 5.0, bottom: 40.0 };
         assert_eq!(largest_face([square(0.0, 0.0, 10.0), tall, square(9.0, 9.0, 14.0)]), Some(1));
         assert_eq!(largest_face([]), None);
+    }
+
+    #[test]
+    fn the_face_at_a_place_is_the_one_that_overlaps_it_most() {
+        let boxes = [square(0.0, 0.0, 10.0), square(4.0, 0.0, 10.0), square(50.0, 0.0, 10.0)];
+        assert_eq!(face_at(boxes, square(5.0, 0.0, 10.0), 0.8), Some(1));
+        assert_eq!(face_at(boxes, square(5.0, 0.0, 10.0), 0.9), None, "9 of 11");
+        assert_eq!(face_at(boxes, square(30.0, 0.0, 10.0), 0.1), None);
+        assert_eq!(face_at([], square(0.0, 0.0, 10.0), 0.0), None);
     }
 
     #[test]

@@ -50,9 +50,9 @@ pub use embedder::{
     Embedder, EmbedderKind, UnknownEmbedder, installed_embedder, load_embedder, load_embedder_on,
 };
 pub use error::{ModelError, VisionError};
-pub use geometry::{BoundingBox, Face, largest_face};
+pub use geometry::{BoundingBox, Face, face_at, largest_face};
 pub use inception_resnet_v1::InceptionResnetV1;
-pub use main_face::main_face;
+pub use main_face::{main_face, main_or_largest};
 pub use mobilefacenet::MobileFaceNet;
 pub use models_dir::{SYSTEM_MODELS, default_models_dir};
 pub use mtcnn::{Mtcnn, MtcnnConfig};

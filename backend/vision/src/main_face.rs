@@ -1,7 +1,7 @@
 //! The main face of a picture: the one that it was taken of. `docs/decisions/0036-the-main-face.md` has the measurements that
 //! the constants come from.
 
-use crate::BoundingBox;
+use crate::{BoundingBox, largest_face};
 
 /// Minimum confidence of a face beside another one: hair, fabric and shadows are mostly detected with less.
 pub const MIN_CONFIDENCE_BESIDE_OTHERS: f32 = 0.9;
@@ -40,6 +40,11 @@ pub fn main_face(faces: &[Candidate], size: [u32; 2]) -> Option<usize> {
     let (position, largest) = counted.iter().max_by(|(_, a), (_, b)| a.area.total_cmp(&b.area))?;
     let others = counted.iter().filter(|(other, _)| other != position);
     others.map(|(_, other)| other).all(|other| largest.is_clear_beside(other)).then_some(*position)
+}
+
+/// Returns the position of the [main face](main_face), or else of the [largest](largest_face); `None` where there is no face.
+pub fn main_or_largest(faces: &[Candidate], size: [u32; 2]) -> Option<usize> {
+    main_face(faces, size).or_else(|| largest_face(faces.iter().map(|(bounds, _)| *bounds)))
 }
 
 /// How much a face stands out in its picture.
@@ -87,6 +92,7 @@ mod tests {
     fn a_single_face_is_the_main_one_wherever_it_is() {
         assert_eq!(main_face(&[face(20.0, 20.0, 30.0, 0.71)], SIZE), Some(0));
         assert_eq!(main_face(&[], SIZE), None);
+        assert_eq!(main_or_largest(&[], SIZE), None);
     }
 
     #[test]
@@ -98,8 +104,10 @@ mod tests {
         assert_eq!(main_face(&[beside(85.0), main, face(60.0, 150.0, 95.0, 0.99)], SIZE), None);
         let pair = [face(120.0, 150.0, 110.0, 0.99), face(290.0, 150.0, 90.0, 0.99)];
         assert_eq!(main_face(&pair, SIZE), None, "two people, both as far from the centre");
+        assert_eq!(main_or_largest(&pair, SIZE), Some(0));
         let portrait = [face(140.0, 150.0, 160.0, 0.99), face(270.0, 80.0, 60.0, 0.99)];
         assert_eq!(main_face(&portrait, SIZE), Some(0), "off the centre, and much larger");
+        assert_eq!(main_or_largest(&portrait, SIZE), Some(0));
         let behind = [face(60.0, 150.0, 110.0, 0.99), face(205.0, 150.0, 50.0, 0.99)];
         assert_eq!(main_face(&behind, SIZE), None, "the smaller one is in the centre");
     }

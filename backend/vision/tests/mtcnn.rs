@@ -13,10 +13,7 @@ mod common;
 
 use common::{numbers, picture};
 use facepipe_test_support::{fixture, require, require_weights};
-use facepipe_vision::{
-    Backend, DecodeLimits, Face, ModelError, Mtcnn, MtcnnConfig, decode_image, main_face,
-    without_intra_op_parallelism,
-};
+use facepipe_vision::{Backend, DecodeLimits, Face, ModelError, Mtcnn, MtcnnConfig, decode_image, main_face};
 use image::RgbImage;
 use rayon::prelude::*;
 use serde_json::Value;
@@ -250,40 +247,6 @@ fn detect_in_crop_skips_small_faces() {
 fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
     let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
-}
-
-#[test]
-fn the_main_face_of_a_photograph_is_the_one_in_the_centre_and_few_have_none() {
-    let people = require!("lfw-open/people");
-    let models = require_weights!();
-    let mtcnn = Mtcnn::load(&models, MtcnnConfig::default()).unwrap();
-    // The number of faces, whether one is the main one, and whether that is the one in the centre.
-    let photographs: Vec<(usize, bool, bool, std::path::PathBuf)> = files(&people)
-        .into_par_iter()
-        .map(|file| {
-            without_intra_op_parallelism(|| {
-                let image = decode_image(&std::fs::read(&file).unwrap(), &DecodeLimits::default()).unwrap();
-                let found = mtcnn.detect_inside(&image, false).unwrap();
-                let faces: Vec<_> = found.iter().map(|face| (face.bounding_box, face.confidence)).collect();
-                let main = main_face(&faces, [image.width(), image.height()]);
-                let centre = [image.width() as f32 / 2.0, image.height() as f32 / 2.0];
-                let distance = |position: &usize| {
-                    let [x, y] = faces[*position].0.center();
-                    (x - centre[0]).hypot(y - centre[1])
-                };
-                let central = (0..faces.len()).min_by(|one, other| distance(one).total_cmp(&distance(other)));
-                let is_right = main == central && main.is_some_and(|main| faces[main].0.contains(centre));
-                (faces.len(), main.is_some(), is_right, file)
-            })
-        })
-        .collect();
-    let several = photographs.iter().filter(|(faces, ..)| *faces > 1).count();
-    let refused = photographs.iter().filter(|(_, has_main, ..)| !has_main).count();
-    let wrong: Vec<_> =
-        photographs.iter().filter(|(_, has_main, is_right, _)| *has_main && !is_right).collect();
-    assert!(several * 10 > photographs.len(), "{several} of {}", photographs.len());
-    assert!(refused * 100 < 3 * photographs.len(), "{refused} of {}", photographs.len());
-    assert!(wrong.is_empty(), "{wrong:?}");
 }
 
 #[test]

@@ -30,8 +30,8 @@ struct Node {
 
 /// Groups units by average linkage: repeatedly merges the two clusters with the greatest mean cosine between their members,
 /// while one minus that is at most `max_distance`. `apart`: units that must not get into one cluster. `progress` receives
-/// the number of units that are compared with all others, all of them again and again while they are merged, and ends the call
-/// early where it breaks.
+/// the number of units that are compared with all others, and before each step of merging that of all units again; it ends the
+/// call early where it breaks.
 ///
 /// Returns the cluster of each unit: numbers from 0 in the order of the clusters' first units.
 ///

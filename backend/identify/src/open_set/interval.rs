@@ -1,15 +1,13 @@
 //! Error rates with their uncertainty.
 
-use serde::{Deserialize, Serialize};
-
 /// The probability outside of an interval, in both tails together.
 const ALPHA: f64 = 0.05;
 
-/// Halvings of an interval of probabilities, which leave less than a double can tell apart.
+/// Halvings of an interval of probabilities or cosines, which leave less than a double can tell apart.
 const HALVINGS: usize = 60;
 
 /// A share of errors and its 95 % confidence interval, each 0 to 1.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ErrorRate {
     /// The estimated share, 0 to 1.
     pub rate: f64,
@@ -47,7 +45,7 @@ fn clopper_pearson_lower(errors: usize, searches: usize) -> f64 {
     if errors == 0 {
         return 0.0;
     }
-    bisect(|rate| 1.0 - at_most(errors - 1, searches, rate) > ALPHA / 2.0)
+    bisect(0.0, |rate| 1.0 - at_most(errors - 1, searches, rate) > ALPHA / 2.0)
 }
 
 /// Returns the rate at which as many errors or fewer have a probability of `ALPHA / 2`.
@@ -55,12 +53,12 @@ fn clopper_pearson_upper(errors: usize, searches: usize) -> f64 {
     if errors >= searches {
         return 1.0;
     }
-    bisect(|rate| at_most(errors, searches, rate) < ALPHA / 2.0)
+    bisect(0.0, |rate| at_most(errors, searches, rate) < ALPHA / 2.0)
 }
 
-/// Returns the lowest number from 0 to 1 with a property that all above it share.
-fn bisect(holds: impl Fn(f64) -> bool) -> f64 {
-    let (mut low, mut high) = (0.0, 1.0);
+/// Returns the lowest number from `least` to 1 with a property that all above it share.
+pub(super) fn bisect(least: f64, holds: impl Fn(f64) -> bool) -> f64 {
+    let (mut low, mut high) = (least, 1.0);
     for _ in 0..HALVINGS {
         let middle = f64::midpoint(low, high);
         if holds(middle) {

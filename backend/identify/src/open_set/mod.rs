@@ -26,11 +26,10 @@ pub use table::ImpostorTable;
 
 use std::{collections::HashMap, ops::ControlFlow};
 
-use serde::{Deserialize, Serialize};
-
-use self::{table::GallerySize, tail::ScoreSample};
+use self::{interval::bisect, table::GallerySize, tail::ScoreSample};
 use crate::{
     IdentifyError, Labels, Model, ProgressCallback, Sample,
+    cohort::beyond_doubt,
     embedding::{dot, normalised, to_f32},
 };
 
@@ -44,8 +43,8 @@ const SHIFT_WEIGHT: f64 = 10.0;
 /// Expected false positives from which the quantile of the cohort is exact enough without a fitted tail.
 const QUANTILE_POSITIVES: f64 = 50.0;
 
-/// Strangers without a false positive that show, with 95 % confidence, a rate of at most 3 in their number.
-const RULE_OF_THREE: f64 = 3.0;
+/// Where none of n strangers is named, the rate is at most this in n, with 95 % confidence.
+pub const RULE_OF_THREE: f64 = 3.0;
 
 /// The number of leave-one-out scores from which their median says how alike images of one person are.
 const MIN_MATED: usize = 20;
@@ -58,14 +57,11 @@ const HIGH_FNIR: f64 = 0.05;
 
 /// Multiplications and additions that the comparisons of strangers, and those of the gallery's images, may cost; of larger sets
 /// evenly spread members are compared. A few seconds of one core.
-const MAX_PRODUCTS: usize = 40_000_000_000;
+pub const MAX_PRODUCTS: usize = 40_000_000_000;
 const MAX_GALLERY_PRODUCTS: usize = 10_000_000_000;
 
 /// The length from which the sum of a person's other images has a direction: rounding leaves less of those that cancel out.
 const MIN_LENGTH: f64 = 1e-6;
-
-/// Halvings of an interval of cosines, which leave less than a single-precision number can tell apart.
-const HALVINGS: usize = 40;
 
 /// The options of [`calibrate`].
 #[derive(Debug, Clone, Copy)]
@@ -82,7 +78,7 @@ pub struct CalibrationOptions<'a> {
 }
 
 /// A threshold, its method, and its expected error rates.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Calibration {
     /// The minimum cosine between a known face and the person's mean embedding.
     pub threshold: f32,
@@ -102,8 +98,7 @@ pub struct Calibration {
 }
 
 /// The method that determines a threshold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CalibrationMethod {
     /// The quantile of the cohort's scores.
     CohortQuantile,
@@ -118,7 +113,7 @@ pub enum CalibrationMethod {
 }
 
 /// Something that makes decisions worse, or estimates vague. People are named by their labels.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum CalibrationWarning {
     /// An image of one of two people reaches the threshold for the other; the most alike first.
     PeopleAlike(Vec<AlikePeople>),
@@ -135,7 +130,7 @@ pub enum CalibrationWarning {
 }
 
 /// Two people who are hard to tell apart.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct AlikePeople {
     /// Their labels, sorted.
     pub labels: [String; 2],
@@ -182,7 +177,7 @@ pub fn calibrate_with_progress(
     let mated: Vec<&Comparison> = gallery.compared.iter().filter(|compared| compared.own.is_some()).collect();
     let own = mated.iter().filter_map(|compared| compared.own);
     // Where images of one person resemble each other little, their median would be a score of strangers too.
-    let doubtless = f32::midpoint(options.default_threshold, 1.0);
+    let doubtless = beyond_doubt(options.default_threshold);
     let enrolled_score = median(own.collect(), MIN_MATED).map_or(doubtless, |median| median.max(doubtless));
     let samples_compared = gallery.compared.len();
     proceed(progress, samples_compared)?;
@@ -214,7 +209,7 @@ pub fn calibrate_with_progress(
     if left_out > 0 {
         warnings.push(CalibrationWarning::CohortEnrolled(left_out));
     }
-    let needed = whole((RULE_OF_THREE / target).ceil());
+    let needed = strangers_needed(target);
     match evidence.strangers.len() {
         0 => warnings.push(CalibrationWarning::NoCohort),
         n if n < needed => warnings.push(CalibrationWarning::SmallCohort(needed)),
@@ -232,6 +227,12 @@ pub fn calibrate_with_progress(
         fnir,
         warnings,
     }))
+}
+
+/// Returns the number of strangers from which a cohort can show with 95 % confidence that an FPIR is at most `target`, above 0:
+/// by the [rule of three](RULE_OF_THREE).
+pub fn strangers_needed(target: f64) -> usize {
+    whole((RULE_OF_THREE / target).ceil())
 }
 
 /// The people of a model with the samples that it was trained on.
@@ -467,7 +468,7 @@ impl<'a> Evidence<'a> {
     /// Returns the lowest threshold that meets the target; none without data.
     fn threshold(&self) -> Option<f64> {
         self.probability(1.0)?;
-        Some(lowest_cosine(|threshold| self.probability(threshold).is_some_and(|rate| rate <= self.target)))
+        Some(bisect(-1.0, |threshold| self.probability(threshold).is_some_and(|rate| rate <= self.target)))
     }
 
     /// Returns the FPIR to expect at `threshold`.
@@ -491,22 +492,8 @@ impl<'a> Evidence<'a> {
 fn shift(table: &ImpostorTable, size: GallerySize, scores: Vec<f32>) -> f64 {
     let people = scores.len() as f64;
     let Some(found) = median(scores, 2) else { return 0.0 };
-    let expected = lowest_cosine(|cosine| size.false_positive_rate_among_others(table, cosine) <= 0.5);
+    let expected = bisect(-1.0, |cosine| size.false_positive_rate_among_others(table, cosine) <= 0.5);
     (f64::from(found) - expected).max(0.0) * people / (people + SHIFT_WEIGHT)
-}
-
-/// Returns the lowest cosine with a property that all above it share.
-fn lowest_cosine(holds: impl Fn(f64) -> bool) -> f64 {
-    let (mut low, mut high) = (-1.0, 1.0);
-    for _ in 0..HALVINGS {
-        let middle = f64::midpoint(low, high);
-        if holds(middle) {
-            high = middle;
-        } else {
-            low = middle;
-        }
-    }
-    high
 }
 
 /// Returns the median of at least `least` values.

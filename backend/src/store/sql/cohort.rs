@@ -272,7 +272,7 @@ impl Database {
 
     /// Copies the embeddings of detections by `embedder` into the cohort, except those of detections that were erased
     /// or identified meanwhile, and erases the oldest from cameras beyond `max`; all detections up to `through` are considered
-    /// then. Returns how many it added.
+    /// then. Returns how many it added, and how many it erased.
     ///
     /// # Errors
     /// [`StoreError::LeaseLost`] where `holder` does not have the cohort's lease any more.
@@ -284,7 +284,7 @@ impl Database {
         through: i64,
         holder: &str,
         ttl: Duration,
-    ) -> Result<usize, StoreError> {
+    ) -> Result<(usize, usize), StoreError> {
         let (embedder, holder) = (embedder.to_owned(), holder.to_owned());
         self.write(move |connection| {
             // Locks the cohort as `lock_cohort` does.
@@ -311,18 +311,19 @@ impl Database {
                 .filter(cohort::source.eq(CohortSource::Camera.name()));
             let count: i64 = from_cameras.count().get_result(connection)?;
             let beyond = count - i64::from(max);
+            let mut evicted = 0;
             if beyond > 0 {
                 let oldest: Vec<String> = from_cameras
                     .order((cohort::created_at, cohort::id))
                     .limit(beyond)
                     .select(cohort::id)
                     .load(connection)?;
-                erase_members(connection, &oldest)?;
+                evicted = erase_members(connection, &oldest)?;
             }
             diesel::update(cohort_cursor::table.find(CURSOR))
                 .set(cohort_cursor::detection_id.eq(through))
                 .execute(connection)?;
-            Ok(there.len())
+            Ok((there.len(), evicted))
         })
         .await
     }

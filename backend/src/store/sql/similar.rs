@@ -10,7 +10,7 @@ use super::{
     schema::{embeddings, images, people, similar_images},
 };
 use crate::{
-    domain::Person,
+    domain::{Person, cosine},
     store::{StoreError, vector_from_bytes},
 };
 
@@ -57,9 +57,9 @@ impl Database {
             let mut near = Vec::new();
             for (image, person, vector) in others {
                 let vector = vector_from_bytes(&vector)?;
-                let cosine: f32 = embedding.iter().zip(&vector).map(|(a, b)| a * b).sum();
-                if cosine >= threshold {
-                    near.push((image, person, cosine.clamp(-1.0, 1.0)));
+                let similarity = cosine(&embedding, &vector);
+                if similarity >= threshold {
+                    near.push((image, person, similarity.clamp(-1.0, 1.0)));
                 }
             }
             near.sort_by(|(.., one), (.., other)| other.total_cmp(one));
