@@ -50,7 +50,7 @@ pub fn convert_folder(from: &Path, to: &Path) -> Result<Vec<ConvertedFile>, Conv
         safetensors,
         outcome,
     };
-    // Nothing is written to a folder that needs nothing: it may be read-only.
+    // A folder that needs no conversion is not written to: it may be read-only.
     if files.iter().all(|(published, safetensors)| is_converted(published, safetensors)) {
         return Ok(files.into_iter().map(|file| done(file, Ok(Conversion::AlreadyThere))).collect());
     }

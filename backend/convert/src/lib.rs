@@ -108,7 +108,7 @@ fn from_format(
 ///
 /// Those of [`read`]; [`ConvertError::Unwritable`].
 pub fn convert(from: &Path, to: &Path) -> Result<(), ConvertError> {
-    // Before the tensors: a file that is replaced meanwhile has another time.
+    // The times are read before the tensors: a file that is replaced meanwhile has another time.
     let original = fs::metadata(from).map_err(|source| unreadable(from, source))?;
     let tensors = read(from)?;
     let unwritable = |source: io::Error| ConvertError::Unwritable { path: to.to_owned(), source };

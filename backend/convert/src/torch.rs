@@ -177,7 +177,7 @@ impl View {
                 steps.into_iter().try_fold(self.offset, |at, (i, s)| at.checked_add(i.checked_mul(*s)?))?;
             let start = at.checked_mul(width)?;
             bytes.extend_from_slice(content.get(start..start.checked_add(width)?)?);
-            // To the next element: the last index first, as an odometer.
+            // Advances to the next element: the last index first, like an odometer.
             for (i, side) in index.iter_mut().zip(&self.shape).rev() {
                 *i += 1;
                 if *i < *side {

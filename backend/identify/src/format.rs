@@ -39,7 +39,8 @@ pub(crate) fn unseal(bytes: &[u8]) -> Result<&[u8], IdentifyError> {
     if reader.take(MAGIC.len()).ok() != Some(MAGIC.as_slice()) {
         return Err(corrupt("no facepipe model (it does not start with FPMODEL)"));
     }
-    // Before the checksum: another version may use another one, and the version is the more useful error.
+    // The version is checked before the checksum, which other versions may compute otherwise; its error is also more
+    // useful.
     let found = reader.u16()?;
     if !(1..=FORMAT_VERSION).contains(&found) {
         return Err(IdentifyError::Version { found, supported: FORMAT_VERSION });
@@ -137,7 +138,7 @@ impl<'a> Reader<'a> {
 
     /// Reads a matrix of finite singles.
     pub(crate) fn matrix(&mut self, rows: usize, columns: usize) -> Result<Matrix, IdentifyError> {
-        // Taken before memory is allocated for as many.
+        // The bytes are taken before memory is allocated for them.
         let length = rows.checked_mul(columns).and_then(|count| count.checked_mul(4));
         let bytes = self.take(length.ok_or_else(|| corrupt("a length is impossible"))?)?;
         let mut matrix = Matrix::zeros(rows, columns);

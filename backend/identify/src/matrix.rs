@@ -293,7 +293,7 @@ fn group_products<S: Simd, const QUERIES: usize>(
         let tile = TILE.min(count - first);
         let mut row_vectors: [&[S::f32s]; TILE] = [&[]; TILE];
         for (row, vectors) in row_vectors.iter_mut().enumerate() {
-            // Behind the last row the same again, whose products are not written.
+            // Beyond the last row, the last row is repeated; its products are not written.
             let start = (first + row.min(tile - 1)) * stride;
             *vectors = S::as_simd_f32s(rows.get(start..start + stride).unwrap_or_default()).0;
         }
@@ -418,7 +418,7 @@ pub(crate) mod tests {
                 assert_eq!(found, best, "query {query} of {rows} rows");
             }
         }
-        // More queries than are multiplied together, of a row each.
+        // More queries than are multiplied together, each equal to a row.
         let matrix = random(QUERY_BLOCK + BLOCK + 9, 16);
         let found = matrix.nearest(&matrix, &[]);
         assert!(
@@ -436,7 +436,7 @@ pub(crate) mod tests {
                 assert_eq!(out, alone, "{level:?}");
             }
         }
-        // Of equal rows the first.
+        // The first of equal rows is found.
         let mut twice = Matrix::zeros(600, 16);
         twice.iter_mut().for_each(|row| row.fill(0.25));
         assert_eq!(twice.nearest(&random(1, 16), &[Some(0)])[0].map(|(row, _)| row), Some(1));

@@ -319,8 +319,8 @@ impl Model {
         let score = score.map(|cosine| cosine.clamp(-1.0, 1.0));
         let has_majority = ranked.first().is_some_and(|(_, confidence)| *confidence >= MAJORITY);
         let known = score.is_some_and(|score| {
-            // The pass over the means last: it takes as long as the probabilities, and few faces need it. The most probable
-            // person by the means alone is the nearest.
+            // The pass over the means comes last: it takes as long as the probabilities, and few faces need it. The most
+            // probable person by the means alone is the nearest.
             score >= threshold
                 && (has_majority
                     || classifier.nearest_mean().is_some()
@@ -400,7 +400,7 @@ impl Model {
     /// `f32`; and where there are classes, `u8` kind of the classifier and its parameters. Names are UTF-8 after
     /// their length in bytes as `u16`.
     pub fn to_bytes(&self) -> Vec<u8> {
-        // Means, and as much for normal vectors; a buffer that grows is copied.
+        // Capacity for the means and as much for normal vectors, since a buffer that grows is copied.
         let mut payload =
             Vec::with_capacity(self.labels.len() * (2 * size_of::<f32>() * self.dimensions + 64));
         put_str(&mut payload, &self.embedder);
@@ -513,7 +513,7 @@ fn distinct(mut rows: Vec<Row<'_>>) -> Result<Vec<Row<'_>>, IdentifyError> {
         let pairs = a.vector.iter().zip(&b.vector);
         pairs.map(|(x, y)| x.total_cmp(y)).find(|o| o.is_ne()).unwrap_or(Ordering::Equal)
     };
-    // The position last, so that messages do not depend on how the sort treats equal rows.
+    // The position is compared last, so that messages do not depend on how the sort treats equal rows.
     rows.sort_unstable_by(|a, b| by_vector(a, b).then(a.label.cmp(b.label)).then(a.index.cmp(&b.index)));
     for pair in rows.windows(2) {
         if let [a, b] = pair

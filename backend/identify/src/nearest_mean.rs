@@ -198,7 +198,7 @@ fn check_conflicts(samples: &[Sample], digests: &[u64]) -> Result<(), IdentifyEr
         let Some(one) = samples.get(first) else { continue };
         for &(_, second) in others {
             let Some(other) = samples.get(second).filter(|other| other.label != one.label) else { continue };
-            // The digest is short.
+            // The digest is short, so a collision is possible.
             if normalised(&one.embedding, String::new)? == normalised(&other.embedding, String::new)? {
                 return Err(IdentifyError::Conflict { first, second });
             }
@@ -290,7 +290,7 @@ fn fit_slope(
         let mut own_row = Matrix::zeros(1, own.len());
         own_row.iter_mut().for_each(|row| row.copy_from_slice(&own));
         let genuine = f64::from(own_row.dot(0, &query).unwrap_or_default());
-        // Each rival stands for so many.
+        // Each rival stands for this many people (as a logarithm).
         let weight = ((people.len() - 1) as f64 / cosines.len() as f64).ln();
         let losses = SLOPES.map(|factor| {
             let mut sum = LogSum::new(slope(factor));
@@ -328,7 +328,7 @@ mod tests {
         let go_on = |_| ControlFlow::Continue(());
         let mut samples = vec![sample("a", [1.0, 0.0, 0.0]), sample("b", [0.0, 1.0, 0.0])];
         let before = NearestMean::train(&samples, None, &go_on).unwrap();
-        // Means that no training would compute show where they come from.
+        // Means that no training would compute reveal whether they were reused.
         let mut marked = (*before.means).clone();
         marked.iter_mut().for_each(|row| row.copy_from_slice(&[0.0, 0.0, 1.0]));
         let previous = Previous { labels: &before.labels, means: &marked, classifier: &before.classifier };

@@ -1,4 +1,5 @@
-//! The rows of a matrix once more in a quarter of their size, for a first pass that finds all rows which can be among the best.
+//! A copy of a matrix' rows in a quarter of their size, for a first pass that finds all rows that can be among the
+//! best.
 
 use facepipe_shared::simd::{Kernel, RegisterTile, SimdLevel};
 use rayon::prelude::*;

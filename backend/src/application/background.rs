@@ -103,7 +103,7 @@ impl Background {
                 };
                 others.spawn(run_clustering(database.clone(), options, Arc::clone(metrics), stop.clone()));
             }
-            // Without a window as well: one may have been set before.
+            // The task also runs without a window, since an earlier start may have had one.
             others.spawn(run_track_expiry(
                 database.clone(),
                 config.recognition.track_window(),

@@ -233,7 +233,7 @@ impl Application {
             tracing::warn!(%error, "cannot close the database cleanly");
         }
         drop(self.lock);
-        // Last, so that the shutdown can be watched.
+        // Stopped last, so that the shutdown can be observed.
         if let Some((handle, _)) = metrics {
             handle.stop(false).await;
         }

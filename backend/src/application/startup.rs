@@ -187,8 +187,8 @@ pub async fn reapply_erasures(config: &Config, database: &Database, blobs: &Blob
     Ok(())
 }
 
-/// Brings the names of people who were added by an earlier version, or under another rule of names, under the rule. Runs
-/// after the erasures, so that nobody is numbered because of an erased person.
+/// Applies the present rule to the names of people who were added by an earlier version or under another rule. Runs
+/// after the erasures, so that no name gets a number because of an erased person.
 pub async fn migrate_names(database: &Database) -> anyhow::Result<()> {
     let NameChanges { normalised, numbered, sharing } =
         database.migrate_names().await.context("cannot bring the names of people under the rule of names")?;

@@ -72,7 +72,7 @@ pub async fn back_up(config: &Config, folder: &Path) -> anyhow::Result<BackedUp>
 
     let mut attempt = 1;
     let missing_blobs = loop {
-        // Most of the blobs first, so that the copies of the database and of the rest are close in time.
+        // Most blobs are copied first, so that the copies of the database and of the rest are close in time.
         copier.copy(&REFERENCED).await?;
         let referred = copy_database(config, &source, stage.path()).await?;
         copier.copy(&REFERENCED).await?;

@@ -150,7 +150,7 @@ impl RestoreTarget {
             for lock in ServerLock::files(database, &data_dir) {
                 names.extend(lock.file_name().map(OsString::from));
             }
-            // Also an empty folder for the blobs.
+            // An empty folder for the blobs is allowed, too.
             let empty = blobs.as_deref().map_or(Ok(true), files::is_empty_or_missing)?;
             names.extend(blobs.iter().filter(|_| empty).filter_map(|b| b.file_name()).map(OsString::from));
             if !files::has_only(&data_dir, &names)? {
@@ -178,7 +178,7 @@ impl RestoreTarget {
         let mut made = Vec::new();
         for folder in [Some(data_dir.as_path()), database.as_deref().and_then(Path::parent)] {
             let missing = folder.filter(|folder| !folder.exists());
-            // Together with its missing parents.
+            // If the restore fails, the folder is removed with the parents that are missing now.
             if let Some(first) =
                 missing.and_then(|f| f.ancestors().take_while(|above| !above.exists()).last())
             {
@@ -238,7 +238,7 @@ impl RestoreTarget {
             let (Some(staged), Some(place)) = (staged, place) else { continue };
             set_owner(&staged)?;
             if place.is_dir() {
-                // Empty, as was checked before.
+                // The folder is empty, as checked before.
                 fs::remove_dir(place).with_context(|| format!("cannot replace {}", place.display()))?;
             }
             fs::rename(&staged, place)

@@ -102,7 +102,7 @@ const MAX_KEY_BYTES: usize = 512;
 /// Maps signs that keyboards and word processors interchange to one of them.
 fn canonical_sign(character: char) -> char {
     match character {
-        // Apostrophes: of type, of transcriptions, and the accents that are typed instead.
+        // Apostrophes: typographic ones, those of transcriptions, and accents that are typed instead.
         '\u{2018}' | '\u{2019}' | '\u{201b}' | '\u{2032}' | '\u{2bc}' | '\u{b4}' | '`' => '\'',
         // Hyphens, breaking and not.
         '\u{2010}' | '\u{2011}' => '-',
@@ -313,7 +313,7 @@ mod tests {
             ("\u{3164}", InvalidFaceId::Empty),
             ("\u{200d}", InvalidFaceId::Empty),
             (&"z".repeat(65), InvalidFaceId::TooLong(65)),
-            // Counted as it is kept.
+            // The characters are counted in the stored form.
             (&"e\u{301}".repeat(65), InvalidFaceId::TooLong(65)),
             (".x", InvalidFaceId::LeadingDot),
             (" ..", InvalidFaceId::LeadingDot),

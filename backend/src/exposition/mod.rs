@@ -299,7 +299,7 @@ impl Snapshot {
             "ignored",
             &[("false", listed as f64), ("true", ignored as f64)],
         )?;
-        // Without grouping it would grow forever, and raise an alert.
+        // Without grouping, the backlog would grow forever and raise an alert.
         if groups_unknowns {
             self.gauge(
                 "facepipe_ungrouped_detections",

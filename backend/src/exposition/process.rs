@@ -21,7 +21,7 @@ pub fn readings() -> Vec<Reading> {
     let (stat, status, limits) =
         (file("/proc/self/stat"), file("/proc/self/status"), file("/proc/self/limits"));
     let started = ticks(&stat, 22).zip(number_after(&file("/proc/stat"), "btime"));
-    // Without the descriptor of the folder that is being read.
+    // Excludes the descriptor of the folder that is being read.
     let open = fs::read_dir("/proc/self/fd").ok().map(|entries| entries.count().saturating_sub(1) as f64);
     let bytes = |name| number_after(&status, name).map(|kib| kib * 1024.0);
     let cpu = ticks(&stat, 14).zip(ticks(&stat, 15)).map(|(user, system)| user + system);

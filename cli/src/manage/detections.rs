@@ -166,7 +166,7 @@ fn not_found(id: i64) -> Failure {
 }
 
 async fn list(options: &Options, client: &Client) -> Result<Outcome> {
-    // Before the list, which has every correction until then.
+    // Read before the list, which includes every correction until then.
     let revision = if options.follow { latest_revision(client).await? } else { None };
     let mut newest = collect_pages(options.number.unwrap_or(DEFAULT_NUMBER), move |mut query| async move {
         query.extend(options.filters());
@@ -262,7 +262,7 @@ async fn print_corrections(
     query.push(("limit", MAX_PAGE.to_string()));
     let page = match client.detections(&query).await {
         Ok(page) => page.detections,
-        // The next call says so.
+        // The next call reports it.
         Err(ClientError::Unreachable { .. }) => return Ok(false),
         Err(error) => return Err(error.into()),
     };
@@ -335,8 +335,8 @@ async fn latest_revision(client: &Client) -> Result<Option<i64>> {
     }
 }
 
-/// Finds the last of positive numbers that can only be asked for the next one after a number, by steps that double until
-/// they go too far, and are halved then. Returns 0 without any.
+/// Finds the greatest of some positive numbers by queries for the next one after a given number: the step doubles until
+/// it goes too far, and is then halved. Returns 0 without any.
 async fn last_number(
     next: impl AsyncFn(i64) -> Result<Option<i64>, ClientError>,
 ) -> Result<i64, ClientError> {

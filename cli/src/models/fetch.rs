@@ -149,7 +149,7 @@ impl Drop for Candidate {
 fn copy(from: &Path, target: &Path, expected: &Expected) -> Result<String, String> {
     let candidate = Candidate::beside(target);
     let failed = |e: io::Error| format!("cannot copy {}: {e}", from.display());
-    // Without permissions: a mirror may be read-only.
+    // The copy does not take over permissions: a mirror may be read-only.
     let mut source = File::open(from).map_err(failed)?;
     let mut out = File::create(&candidate.0).map_err(failed)?;
     io::copy(&mut source, &mut out).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! Clusters of embeddings of unknown people: incremental, as faces come, and all together, as for a nightly revision.
+//! Clusters of embeddings of unknown people: incremental, as faces arrive, and all together, for a nightly revision.
 //!
 //! Both are average linkage: two clusters are one where the mean cosine of all pairs of their members reaches a bound,
 //! one minus the maximum distance. That mean is the product of the clusters' means (which are not normalised), so that a
@@ -148,8 +148,8 @@ impl Clusters {
         }
     }
 
-    /// Replaces the embedding of a member by another one, as when its track has a further face. The cluster stays as it is
-    /// otherwise.
+    /// Replaces the embedding of a member by another one, for example when its track has a further face. Does not change
+    /// the cluster otherwise.
     ///
     /// # Errors
     /// An embedding has another number of components, one that is not finite, or no direction.
@@ -166,8 +166,8 @@ impl Clusters {
     }
 
     /// Assigns tracks, one after the other, each by the mean of its embeddings: to the nearest cluster that is near
-    /// enough, or to a new one with an id of `new_id`. Clusters that are near enough to each other by then merge; the one
-    /// with more members, of equal ones the one with the smaller id, keeps its id.
+    /// enough, or to a new one with an id of `new_id`. Clusters that have become near enough to each other merge; the one
+    /// with more members keeps its id, of equal ones the one with the smaller id.
     ///
     /// # Errors
     /// An embedding has another number of components, one that is not finite, or no direction; nothing is assigned then.

@@ -65,7 +65,7 @@ fn thresholds(mut scores: Vec<f32>) -> Vec<(f64, f64)> {
     scores.sort_unstable_by(|a, b| b.total_cmp(a));
     let n = scores.len() as f64;
     let reached = RATES.into_iter().filter(|rate| rate * n >= MIN_COUNT);
-    // From the lowest rate on, the scores are walked through once.
+    // One pass over the scores, beginning with the lowest rate.
     let mut numbered = scores.iter().zip(1_u64..);
     let mut rows: Vec<(f64, f64)> = reached
         .rev()

@@ -55,8 +55,8 @@ const MIN_PEOPLE: usize = 50;
 /// FNIR from which there is a warning, unless a single image makes the difference: the interval begins at a fifth of it.
 const HIGH_FNIR: f64 = 0.05;
 
-/// Multiplications and additions that the comparisons of strangers, and those of the gallery's images, may cost; of larger sets
-/// evenly spread members are compared. A few seconds of one core.
+/// Maximum number of multiplications and additions for the comparisons of strangers, and for those of the gallery's images: a
+/// few seconds of one core. Larger sets are sampled evenly.
 pub const MAX_PRODUCTS: usize = 40_000_000_000;
 const MAX_GALLERY_PRODUCTS: usize = 10_000_000_000;
 
@@ -300,7 +300,7 @@ impl<'a> Gallery<'a> {
         let dimensions = self.model.dimensions();
         let mut compared = Vec::with_capacity(chosen.len());
         let mut embeddings = Vec::with_capacity(chosen.len());
-        // Those of one person follow each other.
+        // Samples of one person are adjacent.
         let (mut current, mut units, mut sum) = (None, Vec::new(), Vec::new());
         for &(person, sample) in chosen {
             if current != Some(person) {
@@ -674,7 +674,7 @@ mod tests {
             assert!(calibration.cohort >= 998 && fpir.searches == calibration.cohort);
             assert!((0.004..0.019).contains(&rate), "{people} people: {rate}");
             assert!((fpir.lower..=fpir.upper).contains(&rate), "{people} people: {rate} {fpir:?}");
-            // No warning of too little to know.
+            // No warning of too little data.
             let vague = |w: &CalibrationWarning| {
                 matches!(
                     w,

@@ -192,8 +192,8 @@ impl<'a> Plan<'a> {
         working
     }
 
-    /// Solves fits until no sample outside a working set violates its margin by more than the tolerance; the first
-    /// working set only to [`FIRST_TOLERANCE`].
+    /// Solves fits until no sample outside a working set violates its margin by more than the tolerance; solves the
+    /// first working set only to [`FIRST_TOLERANCE`].
     fn solve(&self, fits: &mut [Fit]) {
         let tolerance = self.options.tolerance;
         let limit = to_f32(1.0 - tolerance);

@@ -70,7 +70,8 @@ impl WorkingSet {
             penalty,
             tolerance,
         });
-        // Recomputed from the multipliers: thousands of steps in single precision have accumulated rounding errors.
+        // The hyperplane is recomputed from the multipliers, since thousands of steps in single precision accumulate
+        // rounding errors.
         combination(&samples, &self.multipliers, records.ncols())
     }
 }
@@ -242,7 +243,7 @@ mod tests {
     fn solve(people: usize, spoilt: bool, tolerance: f64) -> (WorkingSet, Hyperplane, Vec<f64>) {
         let set = synthetic(people, 5, 24);
         let mut working = WorkingSet::new();
-        // Spoilt, a person's photographs are spread over both sides, so that many multipliers reach their limits.
+        // A spoilt person's photographs are on both sides, so that many multipliers reach their limits.
         let side = |row: usize| if spoilt { row.is_multiple_of(3) } else { row < 5 };
         working.extend((0..set.classes.len()).map(|row| (row, side(row))));
         let plane = working.solve(set.records.view(), PENALTY, tolerance);

@@ -31,8 +31,8 @@ use crate::{
 /// The most samples that [`LinearSvm`] is trained on.
 pub const MAX_SVM_SAMPLES: usize = 200_000;
 
-/// From this many samples on, [`Solver::Automatic`] is [`Solver::DualCoordinateDescent`]. Of 100 samples linfa's solver makes a
-/// model in 0.15 s, of 200 in 0.85 s, and coordinate descent in 0.01 and 0.03 s; see `docs/performance-training.md`.
+/// From this many samples on, [`Solver::Automatic`] is [`Solver::DualCoordinateDescent`]. With 100 samples linfa's solver takes
+/// 0.15 s for a model, with 200 0.85 s, and coordinate descent in 0.01 and 0.03 s; see `docs/performance-training.md`.
 const MANY_SAMPLES: usize = 100;
 
 /// The algorithm that finds the hyperplanes.
@@ -117,7 +117,7 @@ impl LinearSvm {
             (smo::train(set, options, progress)?, None)
         };
         let means = means.view().ok_or_else(|| IdentifyError::Training("the means have no shape".into()))?;
-        // For all classes: a new person changes everybody's calibration.
+        // Calibrates all classes, since a new person changes everybody's calibration.
         let calibrations = Calibration::of(&planes, means);
         let mut normals = Matrix::zeros(planes.len(), dimensions);
         for (to, plane) in normals.iter_mut().zip(&planes) {
@@ -145,7 +145,7 @@ impl LinearSvm {
         dimensions: usize,
         by_descent: bool,
     ) -> Result<Self, IdentifyError> {
-        // Before memory is allocated for as many: three doubles follow each normal vector.
+        // Checked before memory is allocated: three doubles follow each normal vector.
         let length = dimensions.checked_mul(4).and_then(|row| (row + 24).checked_mul(classes));
         if length.is_none_or(|length| length > reader.remaining()) {
             return Err(corrupt("cut off within the hyperplanes"));
