@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::{
     State,
+    admission::client_address,
     routes::{self, without_patterns},
 };
 use crate::{
@@ -124,6 +125,7 @@ pub async fn record_refusals(
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let state = request.app_data::<web::Data<State>>().cloned();
+    let address = state.as_ref().map(|state| client_address(&request, state).to_string());
     let response = next.call(request).await?;
     let status = response.status();
     if let Some(state) = state
@@ -135,7 +137,6 @@ pub async fn record_refusals(
         let principal = principal.unwrap_or_else(|| state.access.anonymous());
         let pattern = request.match_pattern();
         let path = pattern.map_or_else(|| "-".to_owned(), |pattern| without_patterns(&pattern));
-        let address = request.peer_addr().map(|address| address.ip().to_canonical().to_string());
         let route = format!("{} {path}", super::head::sent_method(request));
         let call = Call { action: AuditAction::Refuse, principal, address, route };
         state.audit.refuse(call.entry(AuditOutcome::Refused, Some(status), Subject::default()));
@@ -186,7 +187,7 @@ fn audited(request: &ServiceRequest) -> Option<(web::Data<State>, Call)> {
     if action == AuditAction::Recognise && is_camera(&principal) {
         return None;
     }
-    let address = request.peer_addr().map(|address| address.ip().to_canonical().to_string());
+    let address = Some(client_address(request, state).to_string());
     let route = format!("{} {}", method.name.to_uppercase(), route.plain_path());
     Some((state.clone(), Call { action, principal, address, route }))
 }
