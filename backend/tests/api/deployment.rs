@@ -150,7 +150,7 @@ async fn old_detections_are_deleted_by_a_command_and_regularly() {
 
     server.execute("UPDATE answers SET created_at = 0 WHERE upload_key IN ('a', 'b')");
     let told = said(&beside(&server, &["retain", "--detections-max-age-days", "30"]).await);
-    assert!(told.contains("2 detections and 2 answers"), "{told}");
+    assert!(told.contains("2 detections, 0 tracks and 2 answers"), "{told}");
     assert_eq!(left(&server), (vec!["c".into()], vec!["c".into()]));
 
     server.execute("UPDATE detections SET captured_at = 0");
