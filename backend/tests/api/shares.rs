@@ -215,10 +215,11 @@ async fn beyond_the_bound_on_connections_only_probes_are_answered() {
     answer.expect_error(503, "overloaded");
     // Others do not notice, until all connections are taken.
     assert_eq!(get(3, "/dataset").await.unwrap().status(), StatusCode::OK);
-    for _ in 0..7 {
+    until_value(&server, "facepipe_connections", |open| open == 8.0).await;
+    for _ in 0..4 {
         idle.push(connect_from(4, address).await.unwrap());
     }
-    until_value(&server, "facepipe_connections", |open| open >= 15.0).await;
+    until_value(&server, "facepipe_connections", |open| open == 12.0).await;
     let answer = ApiResponse::read(get(3, "/dataset").await.unwrap()).await;
     assert_eq!(answer.body["error"]["details"], json!({ "limit": "connections", "max": 12 }));
     assert_eq!(get(3, "/livez").await.unwrap().status(), StatusCode::OK);
