@@ -424,8 +424,9 @@ fn serve_api(
             .wrap(from_fn(api::serve_role))
             .wrap(from_fn(api::admit))
             .wrap(from_fn(api::authorise))
-            .wrap(from_fn(api::record_refusals))
+            // Inside of the trail of refusals: wrong tokens that come too fast are not recorded, one by one.
             .wrap(from_fn(api::delay_failed_authentication))
+            .wrap(from_fn(api::record_refusals))
             // Outside of authorisation: browsers send preflight requests without a token.
             .wrap(Condition::new(!origins.is_empty(), api::allow_origins(&origins)))
             .wrap(Condition::new(
