@@ -382,10 +382,10 @@ impl Client {
         accept: bool,
     ) -> Result<JudgedProposals, ClientError> {
         let operation = if accept { &operation::ACCEPT_PROPOSALS } else { &operation::REFUSE_PROPOSALS };
-        let mut body = json!({ "person_id": person_id });
-        if let Some(min_score) = min_score {
-            body["min_score"] = min_score.into();
-        }
+        let body = match min_score {
+            None => json!({ "person_id": person_id }),
+            Some(min_score) => json!({ "person_id": person_id, "min_score": min_score }),
+        };
         self.transport.call(operation, &[], &[], Body::Json(body)).await
     }
 

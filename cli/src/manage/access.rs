@@ -457,7 +457,7 @@ fn hand_over(
 fn failure(token: i64, error: ClientError) -> anyhow::Error {
     match error.code() {
         Some("token_not_found") => {
-            Failure::input(&token.to_string(), "no such token; `facepipe access show NAME` lists them").into()
+            Failure::input(token.to_string(), "no such token; `facepipe access show NAME` lists them").into()
         }
         _ => error.into(),
     }
