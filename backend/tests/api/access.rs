@@ -447,10 +447,19 @@ async fn a_server_without_tokens_takes_requests_of_its_own_machine_only() {
     }
     let probe = server.client.get(format!("{}/livez", server.url)).header(HOST, "10.0.0.1:8080");
     assert_eq!(probe.send().await.unwrap().status(), StatusCode::OK);
+    // A proxy on this machine passes on everybody's requests, under a name of this machine if it wants.
+    for name in ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via", "forwarded"]
+    {
+        let request = server.client.get(format!("{}/dataset", server.url)).header(name, "203.0.113.7");
+        let answer = ApiResponse::read(request.send().await.unwrap()).await;
+        let message = answer.expect_error(403, "foreign_host");
+        assert!(message.contains("proxy"), "{name}: {message}");
+    }
 
     let insecure = start!(|config| config.listener.insecure = true);
     let request = insecure.client.get(format!("{}/dataset", insecure.url)).header(HOST, "faces.example");
-    assert_eq!(request.header(ORIGIN, "https://x.example").send().await.unwrap().status(), StatusCode::OK);
+    let request = request.header(ORIGIN, "https://x.example").header("x-forwarded-for", "203.0.113.7");
+    assert_eq!(request.send().await.unwrap().status(), StatusCode::OK);
 }
 
 #[tokio::test]
