@@ -285,6 +285,9 @@ async fn a_token_lives_until_it_expires_is_replaced_or_is_revoked() {
     assert!(text(&rotated["old"]["expires_at"]) < text(&issued["expires_at"]));
     assert!(text(&rotated["new"]["expires_at"]) > text(&issued["expires_at"]));
     assert_eq!(rotated["new"]["scopes"], json!(["read", "operate"]));
+    // Once more, since the new one was lost: it lives no shorter.
+    let again = server.post_json(&rotate, &json!({ "overlap_s": 3600 })).await.expect(StatusCode::CREATED);
+    assert!(text(&again["new"]["expires_at"]) > text(&issued["expires_at"]), "{again}");
     let id = rotated["new"]["token_id"].as_i64().unwrap();
     let rotate = format!("/access/tokens/{id}/rotate");
     let rotated = server.post_json(&rotate, &json!({ "overlap_s": 0 })).await.expect(StatusCode::CREATED);
@@ -527,7 +530,18 @@ async fn the_command_add_admin_gives_the_first_token() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
-    let first = token(command(&["Ada"]));
+    let absent = command(&["Ada"]);
+    let told = String::from_utf8_lossy(&absent.stderr).into_owned();
+    assert_eq!(absent.status.code(), Some(2), "{told}");
+    assert!(["facepipe.db", "--data-dir", "DATABASE_URL"].iter().all(|part| told.contains(part)), "{told}");
+    assert!(!folder.path().join("data").exists());
+    let migrated =
+        program().arg("migrate").arg("--data-dir").arg(folder.path().join("data")).output().unwrap();
+    assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+    let made = command(&["Ada"]);
+    let told = String::from_utf8_lossy(&made.stderr).into_owned();
+    assert!(told.contains("facepipe.db"), "{told}");
+    let first = token(made);
     let wrong = command(&[""]);
     assert_eq!(wrong.status.code(), Some(2), "{}", String::from_utf8_lossy(&wrong.stderr));
 
@@ -554,6 +568,24 @@ async fn the_command_add_admin_gives_the_first_token() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(status(&first).await, 200);
+    let audit: Value = client
+        .get(format!("{url}/audit?action=access"))
+        .bearer_auth(&first)
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    let by_command: Vec<&Value> = audit["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|entry| entry["route"] == "facepipe-backend access add-admin")
+        .collect();
+    assert_eq!(by_command.len(), 4, "{audit}");
+    assert_eq!((&by_command[0]["outcome"], &by_command[1]["outcome"]), (&json!("done"), &json!("begun")));
+    assert_eq!(by_command[0]["object"]["kind"], "principal");
     let log = tokio::task::spawn_blocking(move || running.log()).await.unwrap();
     assert!(!log.contains("Ada") && !log.contains(&first) && !log.contains(&second), "{log}");
 }
