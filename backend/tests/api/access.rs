@@ -318,6 +318,76 @@ async fn a_token_lives_until_it_expires_is_replaced_or_is_revoked() {
 }
 
 #[tokio::test]
+async fn tokens_that_expired_long_ago_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = start_with_root!(folder.path());
+    let (principal, issued) = add(&server, json!({ "kind": "person", "name": "Ada" })).await;
+    let path = format!("/access/principals/{}/tokens", principal["principal_id"]);
+    let kept = server.post_json(&path, &json!({})).await.expect(StatusCode::CREATED);
+    elsewhere(&server, &format!("UPDATE access_tokens SET expires_at = 1 WHERE id = {}", issued["token_id"]));
+    let (config, data) = (server.config.clone(), server.data.clone());
+    server.stop().await;
+    server = Server::run(config, data).await;
+    use_token(&mut server, Some(ROOT));
+    let begun = Instant::now();
+    let left = loop {
+        let listed = server.get(&path).await.expect(StatusCode::OK);
+        if listed["meta"]["total"] != 2 {
+            break listed;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "{listed}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(left["tokens"][0]["token_id"], kept["token_id"], "{left}");
+}
+
+#[tokio::test]
+async fn rows_of_a_newer_version_never_grant_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = start_with_root!(folder.path());
+    let (principal, issued) = add(&server, json!({ "kind": "person", "name": "Ada" })).await;
+    let (id, token) = (&principal["principal_id"], text(&issued["token"]));
+    let path = format!("/access/principals/{id}");
+    elsewhere(&server, &format!("UPDATE principals SET scopes = 'read,teleport' WHERE id = {id}"));
+    let shown = server.get(&path).await.expect(StatusCode::OK);
+    assert_eq!(shown["scopes"], json!(["read"]));
+    elsewhere(&server, &format!("UPDATE access_tokens SET scopes = 'teleport' WHERE principal_id = {id}"));
+    let begun = Instant::now();
+    while with(&server, &token).await.status != 403 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the token keeps its scopes");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    elsewhere(&server, &format!("UPDATE principals SET kind = 'robot' WHERE id = {id}"));
+    until_refused(&server, &token, Some("unknown")).await;
+    let listed = server.get("/access/principals").await.expect(StatusCode::OK);
+    assert_eq!(listed["meta"]["total"], 0, "{listed}");
+}
+
+#[tokio::test]
+async fn responses_in_json_are_not_cached() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = start_with_root!(folder.path());
+    for (path, status) in [
+        ("/dataset", 200),
+        ("/access/principals", 200),
+        ("/database/detections", 200),
+        ("/openapi.json", 200),
+        ("/access/principals/x", 404),
+        ("/nowhere", 404),
+    ] {
+        let answer = server.get(path).await;
+        assert_eq!(answer.status, status, "{path}: {}", answer.body);
+        assert_eq!(answer.headers["cache-control"], "no-store", "{path}");
+        assert_eq!(answer.headers["x-content-type-options"], "nosniff", "{path}");
+    }
+    let answer = with(&server, "wrong-0123456789abcdef").await;
+    assert_eq!(
+        (answer.status.as_u16(), &answer.headers["cache-control"]),
+        (401, &"no-store".parse().unwrap())
+    );
+}
+
+#[tokio::test]
 async fn wrong_values_of_principals_and_tokens_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let server = start_with_root!(folder.path());

@@ -450,7 +450,7 @@ fn hand_over(
     json: bool,
     answer: &impl serde::Serialize,
 ) -> Result<Outcome> {
-    let mut answer = serde_json::to_value(answer)?;
+    let mut without_token = None;
     let place = match destination {
         Some(mut destination) => {
             let path = destination.path.display().to_string();
@@ -461,7 +461,9 @@ fn hand_over(
                     anyhow::Error::new(error).context(format!("{path}: the token above is not saved"))
                 );
             }
-            remove_text(&mut answer, &issued.token);
+            let mut value = serde_json::to_value(answer)?;
+            remove_text(&mut value, &issued.token);
+            without_token = Some(value);
             path
         }
         None => {
@@ -472,7 +474,10 @@ fn hand_over(
         }
     };
     if json {
-        output::json(&answer)?;
+        match &without_token {
+            Some(answer) => output::json(answer)?,
+            None => output::json(answer)?,
+        }
     }
     eprintln!(
         "Token {} is valid until {}. It is shown this once: the server keeps a digest only.\n\

@@ -362,6 +362,27 @@ impl Database {
         .await
     }
 
+    /// Removes the tokens that expired before `before`. Returns how many.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn remove_expired_tokens(&self, before: Micros) -> Result<usize, StoreError> {
+        self.write(move |connection| {
+            let expired: Option<i64> = access_tokens::table
+                .filter(access_tokens::expires_at.lt(before))
+                .select(access_tokens::id)
+                .first(connection)
+                .optional()?;
+            if expired.is_none() {
+                return Ok(0);
+            }
+            lock(connection)?;
+            Ok(diesel::delete(access_tokens::table.filter(access_tokens::expires_at.lt(before)))
+                .execute(connection)?)
+        })
+        .await
+    }
+
     /// Stores the last uses of tokens, where they are later than those that are stored.
     ///
     /// # Errors
