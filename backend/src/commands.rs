@@ -120,8 +120,8 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
             // The token alone, for a file.
             println!("{token}");
             eprintln!(
-                "Added to {place}. This is the only time that the token is shown. It is valid for {days} days. Keep it in a file that nobody \
-                 else can read, and use it with `facepipe --token-file FILE`; `facepipe access` gives others theirs."
+                "Added to {place}.\nThis is the only time that the token is shown. It is valid for {days} days. Keep it in a \
+                 file that nobody else can read, and use it with `facepipe --token-file FILE`; `facepipe access` gives others theirs."
             );
         }
         Command::Health { url } => {

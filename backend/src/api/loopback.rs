@@ -14,7 +14,8 @@ use crate::error::ApiError;
 const OF_PROXIES: [&str; 6] =
     ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via", "forwarded"];
 
-/// Checks that a request comes from this machine, through no proxy, names this machine and comes from no page of another origin than the server's own and `origins`.
+/// Checks that a request comes from this machine, not through a proxy, that it names this machine, and that it is of no page of
+/// another origin than the server's own and `origins`.
 ///
 /// # Errors
 /// [`ApiError::ForeignHost`], [`ApiError::ForeignOrigin`].
