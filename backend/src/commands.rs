@@ -13,7 +13,7 @@ use crate::{
     backup::{self, Manifest},
     config::{AccessCommand, Command, Config, TlsCommand},
     config_errors::config_error,
-    domain::{Micros, Task, now},
+    domain::{AuditAction, AuditEntry, AuditObject, AuditObjectKind, AuditOutcome, Micros, Task, now},
     store::{
         Database,
         retention::{self, RetentionOutcome},
@@ -112,15 +112,16 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
             }
         }
         Command::Access(AccessCommand::AddAdmin { name, days }) => {
+            let place = existing_database(&config)?;
             let database = open(&config).await?;
-            let outcome = add_admin(&database, name, *days).await;
+            let outcome = add_admin(&database, name, *days, config.audit.is_on()).await;
             close(&database).await;
             let token = outcome?;
             // The token alone, for a file.
             println!("{token}");
             eprintln!(
-                "This is the only time that the token is shown. It is valid for {days} days. Keep it in a file that nobody \
-                 else can read, and use it with `facepipe --token-file FILE`; `facepipe access` gives others theirs."
+                "Added to {place}.\nThis is the only time that the token is shown. It is valid for {days} days. Keep it in a \
+                 file that nobody else can read, and use it with `facepipe --token-file FILE`; `facepipe access` gives others theirs."
             );
         }
         Command::Health { url } => {
@@ -148,8 +149,41 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes a token that may do everything, for the person of this name.
-async fn add_admin(database: &Database, name: &str, days: u16) -> anyhow::Result<String> {
+/// Says where the configured database is, without login and password.
+///
+/// # Errors
+/// It is a file that does not exist: a token in a new database would be of no use to the server.
+fn existing_database(config: &Config) -> anyhow::Result<String> {
+    let Some(file) = config.database_options().sqlite_file()? else {
+        return Ok(database_address(&config.database_url()));
+    };
+    let file = std::path::absolute(&file).unwrap_or(file);
+    anyhow::ensure!(
+        file.is_file(),
+        config_error(anyhow::anyhow!(
+            "there is no database {}: run this with the settings of the server, such as --data-dir (FACEPIPE_DATA_DIR) or \
+             DATABASE_URL; for a server that has never run, `facepipe-backend migrate` makes its database",
+            file.display()
+        ))
+    );
+    Ok(format!("the database {}", file.display()))
+}
+
+/// Says which database a URL names, without login and parameters.
+fn database_address(url: &str) -> String {
+    let address = url.split_once("://").filter(|_| !url.contains("password=")).map(|(scheme, rest)| {
+        // A password may have any character.
+        let rest = rest.rsplit_once('@').map_or(rest, |(_, address)| address);
+        (scheme, rest.split(['?', '#']).next().unwrap_or_default())
+    });
+    match address {
+        Some((scheme, address)) => format!("the database {scheme}://{address}"),
+        None => "the database of DATABASE_URL".to_owned(),
+    }
+}
+
+/// Makes a token that may do everything, for the person of this name, and records that if `is_audited`.
+async fn add_admin(database: &Database, name: &str, days: u16, is_audited: bool) -> anyhow::Result<String> {
     let characters = name.chars().count();
     anyhow::ensure!(
         (1..=MAX_NAME).contains(&characters) && !name.chars().any(char::is_control) && name.trim() == name,
@@ -166,7 +200,10 @@ async fn add_admin(database: &Database, name: &str, days: u16) -> anyhow::Result
         expires_at: now() + lifetime,
     };
     let known = database.stored_access().await?.principals.into_iter().find(|known| known.name == name);
-    match known {
+    if is_audited {
+        database.append_audit(vec![added_admin(AuditOutcome::Begun, None)]).await?;
+    }
+    let principal = match known {
         None => {
             let new = NewPrincipal {
                 kind: PrincipalKind::Person,
@@ -175,17 +212,44 @@ async fn add_admin(database: &Database, name: &str, days: u16) -> anyhow::Result
                 camera_id: None,
                 may_see_names: true,
             };
-            database.add_principal(new, Some(token)).await?;
+            database.add_principal(new, Some(token)).await?.0.id
         }
         Some(known) if known.scopes.contains(Scope::Admin) && !known.disabled => {
             database.add_token(known.id, token).await?;
+            known.id
         }
         Some(_) => anyhow::bail!(
             "{name} exists, and does not have the scope admin or is disabled: choose another name, and change that with \
              `facepipe access change`"
         ),
+    };
+    if is_audited
+        && let Err(error) =
+            database.append_audit(vec![added_admin(AuditOutcome::Done, Some(principal))]).await
+    {
+        // An entry says that it began.
+        eprintln!("The audit log has no entry of the end of this: {error}");
     }
     Ok(secret)
+}
+
+/// Returns the entry of the audit log about a token that was made on the server's machine, for a stored principal.
+fn added_admin(outcome: AuditOutcome, principal: Option<i64>) -> AuditEntry {
+    AuditEntry {
+        at: now(),
+        principal_kind: PrincipalKind::Local.name(),
+        principal_id: None,
+        principal_name: None,
+        address: None,
+        action: AuditAction::Access,
+        route: "facepipe-backend access add-admin".to_owned(),
+        object: principal.map(|id| AuditObject { kind: AuditObjectKind::Principal, id: id.to_string() }),
+        person: None,
+        request_id: None,
+        outcome,
+        status: None,
+        calls: 1,
+    }
 }
 
 /// Moves the write-ahead log into the file of an embedded database, after an interrupted start.
@@ -267,6 +331,22 @@ async fn check_health(url: &str, is_own: bool) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn addresses_of_databases_have_no_login() {
+        for (url, expected) in [
+            (
+                "postgres://u:p@ss/w?d@db.example:5432/faces?sslmode=require",
+                "postgres://db.example:5432/faces",
+            ),
+            ("mysql://db.example/faces", "mysql://db.example/faces"),
+        ] {
+            assert_eq!(database_address(url), format!("the database {expected}"));
+        }
+        for url in ["host=db password=secret", "mysql://db.example/faces?password=a@secret"] {
+            assert_eq!(database_address(url), "the database of DATABASE_URL");
+        }
+    }
 
     #[test]
     fn the_url_follows_from_the_listener() {

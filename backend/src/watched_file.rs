@@ -16,12 +16,15 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Permissions of users who are neither the owner nor in the group.
 const OTHERS: u32 = 0o007;
 
-/// Time of modification, length and inode of a file: changes when it is written or replaced.
+/// Time of modification, length, inode and time of change of a file: changes when it is written or replaced, or gets other
+/// permissions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileVersion {
     modified: SystemTime,
     length: u64,
     inode: u64,
+    /// Seconds and nanoseconds.
+    changed: (i64, i64),
 }
 
 impl FileVersion {
@@ -31,7 +34,12 @@ impl FileVersion {
     /// The file cannot be examined.
     pub fn of(path: &Path) -> io::Result<Self> {
         let metadata = fs::metadata(path)?;
-        Ok(Self { modified: metadata.modified()?, length: metadata.len(), inode: metadata.ino() })
+        Ok(Self {
+            modified: metadata.modified()?,
+            length: metadata.len(),
+            inode: metadata.ino(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        })
     }
 }
 

@@ -480,6 +480,10 @@ fn access_is_given_changed_and_taken_away() {
     assert!(!added.stdout.contains("fp_") && !added.stderr.contains("fp_"), "{}", added.stdout);
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
     environment.run(&["access", "token", "ada", "--save", &file]).expect(2, &["--save", "gate-1.token"]);
+    // A call that fails leaves no file.
+    let saved = environment.path("rotated.token");
+    environment.run(&["access", "rotate", "999", "--save", &saved]).expect(6, &["no such token"]);
+    assert!(!fs::exists(&saved).unwrap());
     let with = |token: &[&str], arguments: &[&str]| {
         let mut command = environment.command(&[arguments, token].concat());
         command.env_remove("FACEPIPE_TOKEN");

@@ -240,8 +240,13 @@ impl AccessControl {
         };
         *self.stored.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(stored);
         if !principals.is_empty() {
-            self.needs_token.store(true, Ordering::Release);
+            self.require_tokens();
         }
+    }
+
+    /// Requires tokens from now on.
+    pub fn require_tokens(&self) {
+        self.needs_token.store(true, Ordering::Release);
     }
 
     /// Notes that the database was read.

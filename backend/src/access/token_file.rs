@@ -101,12 +101,16 @@ pub struct TokenFile {
 pub struct FileStatus {
     /// Whether it has no token, so that it admits nobody.
     pub is_empty: bool,
-    /// Whether every user of the machine may read it.
+    /// Whether every user of the machine may read it, although this process does not depend on that.
     pub is_readable_by_others: bool,
 }
 
-/// Time of modification, length and inode of a file: changes when it is written or replaced.
-type FileVersion = (SystemTime, u64, u64);
+/// Time of modification, length, inode and time of change of a file: changes when it is written or replaced, or gets other
+/// permissions.
+type FileVersion = (SystemTime, u64, u64, (i64, i64));
+
+/// Where container engines mount secrets, which all users of the container can read.
+const SECRETS: &str = "/run/secrets";
 
 impl TokenFile {
     /// Reads a file.
@@ -140,10 +144,12 @@ impl TokenFile {
     /// # Errors
     /// The file cannot be found.
     pub fn status(&self) -> Result<FileStatus, TokenFileError> {
-        let mode = fs::metadata(&self.path).map_err(|error| unreadable(&error))?.mode();
+        let metadata = fs::metadata(&self.path).map_err(|error| unreadable(&error))?;
         Ok(FileStatus {
             is_empty: self.known().is_empty(),
-            is_readable_by_others: mode & READABLE_BY_OTHERS != 0,
+            is_readable_by_others: metadata.mode() & READABLE_BY_OTHERS != 0
+                && !self.path.starts_with(SECRETS)
+                && Identity::of_process().reads_without_others(metadata.uid(), metadata.gid()),
         })
     }
 
@@ -196,6 +202,8 @@ impl TokenFile {
             }
             Err(error) => Some(error),
         };
+        // Read again until it can be read: what prevents that may pass without a trace in the version.
+        let version = version.filter(|_| !matches!(problem, Some(TokenFileError::Unreadable(_))));
         self.unusable.store(problem.is_some(), Ordering::Relaxed);
         if let Some(error) = &problem
             && last.problem.as_ref() != Some(error)
@@ -231,7 +239,37 @@ struct LastCheck {
 fn file_version(path: &Path) -> Result<FileVersion, TokenFileError> {
     let metadata = fs::metadata(path).map_err(|error| unreadable(&error))?;
     let modified = metadata.modified().map_err(|error| unreadable(&error))?;
-    Ok((modified, metadata.len(), metadata.ino()))
+    Ok((modified, metadata.len(), metadata.ino(), (metadata.ctime(), metadata.ctime_nsec())))
+}
+
+/// The users and groups that this process acts as.
+struct Identity {
+    users: Vec<u32>,
+    groups: Vec<u32>,
+}
+
+impl Identity {
+    fn of_process() -> Self {
+        Self::of_status(&fs::read_to_string("/proc/self/status").unwrap_or_default())
+    }
+
+    /// Reads them from the content of `/proc/self/status`.
+    fn of_status(status: &str) -> Self {
+        let ids = |name: &str| -> Vec<u32> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            line.split_whitespace().filter_map(|id| id.parse().ok()).collect()
+        };
+        Self { users: ids("Uid:"), groups: [ids("Gid:"), ids("Groups:")].concat() }
+    }
+
+    /// Returns whether it can read a file of this owner and group without the rights of all others. If the process is
+    /// unknown, it can.
+    fn reads_without_others(&self, owner: u32, group: u32) -> bool {
+        self.users.is_empty()
+            || self.users.contains(&0)
+            || self.users.contains(&owner)
+            || self.groups.contains(&group)
+    }
 }
 
 fn unreadable(error: &io::Error) -> TokenFileError {
@@ -329,6 +367,57 @@ mod tests {
             let told = error.to_string();
             assert!(told.contains("line 3") && !told.contains("s3cret"), "{told}");
         }
+    }
+
+    #[test]
+    fn only_who_does_not_depend_on_it_is_warned_of_a_file_that_others_can_read() {
+        let status = |uid: u32, gid: u32, groups: &str| {
+            let status =
+                format!("Name:\tx\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\nGid:\t{gid}\t{gid}\t{gid}\t{gid}\n");
+            Identity::of_status(&format!("{status}FDSize:\t64\nGroups:\t{groups} \n"))
+        };
+        for (process, reads) in [
+            (status(1000, 1000, ""), true),
+            (status(0, 0, "0"), true),
+            (status(10001, 1001, "4"), true),
+            (status(10001, 10001, "4 1001"), true),
+            (status(10001, 10001, "4 27"), false),
+            (Identity::of_status(""), true),
+        ] {
+            assert_eq!(process.reads_without_others(1000, 1001), reads);
+        }
+        assert!(!Identity::of_process().users.is_empty());
+    }
+
+    #[test]
+    fn other_permissions_are_another_version() {
+        use std::{os::unix::fs::PermissionsExt as _, time::Instant};
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens");
+        fs::write(&path, "admin s3cret-0123456789\n").unwrap();
+        let (first, begun) = (file_version(&path).unwrap(), Instant::now());
+        // The clock of file systems ticks slowly.
+        while file_version(&path).unwrap() == first {
+            assert!(begun.elapsed() < Duration::from_secs(10), "the version stays");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_read_again_until_it_can() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokens");
+        fs::write(&path, "admin s3cret-0123456789\n").unwrap();
+        let tokens = TokenFile::open(&path).unwrap();
+        let last = tokens.check_file(LastCheck::default());
+        assert!(last.version.is_some() && last.problem.is_none());
+        // It can be examined, and not read, also by the administrator.
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let last = tokens.check_file(last);
+        assert!(last.version.is_none() && last.problem.is_some() && tokens.is_unusable());
+        assert!(tokens.principal_of("s3cret-0123456789").is_some());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `/access`: cameras, people and programs that may use the server, and their tokens.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use actix_web::web;
 use paperclip::actix::{Apiv2Schema, api_v2_operation};
@@ -178,7 +178,7 @@ pub struct AccessToken {
     /// The minute in which it was used last. Null where it was not.
     #[openapi(example = "2024-05-06T07:08:00Z")]
     last_used_at: Option<String>,
-    /// The address that it was used from, of the last proxy where there is one. Null where it was not used.
+    /// The address that it was used from, the client's where a trusted proxy says it. Null where it was not used.
     #[openapi(example = "203.0.113.7")]
     last_used_address: Option<String>,
 }
@@ -223,8 +223,12 @@ pub struct RotatedToken {
 pub async fn list(state: web::Data<State>) -> Result<web::Json<Principals>, ApiError> {
     let StoredAccess { principals, tokens, .. } = state.database.stored_access().await?;
     let mut entries = Vec::with_capacity(principals.len());
+    let mut of_principals: HashMap<i64, Vec<&TokenRecord>> = HashMap::new();
+    for token in &tokens {
+        of_principals.entry(token.principal_id).or_default().push(token);
+    }
     for record in principals {
-        let own: Vec<&TokenRecord> = tokens.iter().filter(|token| token.principal_id == record.id).collect();
+        let own = of_principals.remove(&record.id).unwrap_or_default();
         entries.push(Principal::new(record, &own)?);
     }
     let meta = ListMeta { total: entries.len() };

@@ -17,7 +17,9 @@ use anyhow::anyhow;
 use paperclip::{actix::OperationModifier, v2::schema::Apiv2Schema};
 
 use super::{
-    State, loopback,
+    State,
+    admission::client_address,
+    loopback,
     routes::{self, Requirement},
 };
 use crate::{access::Principal, error::ApiError, tls::CertifiedCamera};
@@ -45,7 +47,7 @@ fn admit(request: &ServiceRequest) -> Result<Arc<Principal>, ApiError> {
     let state = request
         .app_data::<web::Data<State>>()
         .ok_or_else(|| ApiError::Internal(anyhow!("requests have no state")))?;
-    let address = request.peer_addr().map(|address| address.ip());
+    let address = Some(client_address(request, state));
     let known = match (bearer_token(request), certified_camera(request)) {
         (None, Some(camera)) => state.access.authenticate_certificate(camera.name()),
         (token, _) => state.access.authenticate(token, address),

@@ -10,11 +10,20 @@ use actix_web::{
 
 use crate::error::ApiError;
 
-/// Checks that a request names this machine and comes from no page of another origin than the server's own and `origins`.
+/// Headers that proxies add. Behind a proxy on this machine, everybody's requests come from here.
+const OF_PROXIES: [&str; 6] =
+    ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via", "forwarded"];
+
+/// Checks that a request comes from this machine, not through a proxy, that it names this machine, and that it is of no page of
+/// another origin than the server's own and `origins`.
 ///
 /// # Errors
 /// [`ApiError::ForeignHost`], [`ApiError::ForeignOrigin`].
 pub fn check(request: &ServiceRequest, origins: &[String]) -> Result<(), ApiError> {
+    let is_from_elsewhere = request.peer_addr().is_some_and(|peer| !peer.ip().to_canonical().is_loopback());
+    if is_from_elsewhere || OF_PROXIES.iter().any(|name| request.headers().contains_key(*name)) {
+        return Err(ApiError::ForeignHost);
+    }
     // HTTP/2 has the host in the URI.
     let authority = request.uri().authority().map(|authority| authority.as_str());
     let hosts: Vec<&str> = request.headers().get_all(header::HOST).map(text).chain(authority).collect();
@@ -110,6 +119,25 @@ mod tests {
             ("evil.example:8080", Some("http://evil.example:8080"), Err("foreign_host")),
         ] {
             assert_eq!(outcome(host, origin), expected, "{host} {origin:?}");
+        }
+    }
+
+    #[test]
+    fn peers_elsewhere_and_proxies_are_refused() {
+        let outcome = |peer: &str, header: Option<&'static str>| {
+            let mut request = TestRequest::get().insert_header((header::HOST, "localhost:8080"));
+            request = request.peer_addr(peer.parse().unwrap());
+            if let Some(header) = header {
+                request = request.insert_header((header, "203.0.113.7"));
+            }
+            check(&request.to_srv_request(), &[]).map_err(|error| error.code())
+        };
+        for own in ["127.0.0.1:5000", "[::1]:5000", "[::ffff:127.0.0.1]:5000"] {
+            assert_eq!(outcome(own, None), Ok(()), "{own}");
+        }
+        assert_eq!(outcome("192.0.2.1:5000", None), Err("foreign_host"));
+        for header in OF_PROXIES {
+            assert_eq!(outcome("127.0.0.1:5000", Some(header)), Err("foreign_host"), "{header}");
         }
     }
 }

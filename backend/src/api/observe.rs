@@ -7,6 +7,7 @@ use actix_web::{
     Error,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
+    http::header::{self, HeaderMap, HeaderValue},
     middleware::Next,
     web,
 };
@@ -65,7 +66,23 @@ pub async fn observe(
     if let Some(id) = id.header() {
         answer.headers_mut().insert(request_id::HEADER, id);
     }
+    keep_private(answer.headers_mut());
     Ok(answer)
+}
+
+/// Forbids caches to keep responses in JSON, which may name people, and browsers to take them for something else.
+fn keep_private(headers: &mut HeaderMap) {
+    let is_json = headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|media_type| media_type.as_bytes().starts_with(b"application/json"));
+    if !is_json {
+        return;
+    }
+    for (name, value) in [(header::CACHE_CONTROL, "no-store"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")] {
+        if !headers.contains_key(&name) {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+    }
 }
 
 /// Dropped where a request's client leaves before the response.

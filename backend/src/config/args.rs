@@ -36,6 +36,7 @@ machines can reach. `facepipe-backend access add-admin NAME` prints the first to
 cameras, people and programs theirs. Clients send `Authorization: Bearer <token>`: beyond this machine, serve https (--tls-certificate, \
 --tls-key), or put a proxy with TLS in front.
 
+  facepipe-backend migrate
   (umask 077; facepipe-backend access add-admin ada >ada.token)
   facepipe-backend --listen 0.0.0.0:8080 &
   facepipe access list --token-file ada.token

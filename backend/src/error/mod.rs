@@ -74,7 +74,8 @@ pub enum ApiError {
     /// A request to a server without tokens that does not come from its own machine.
     #[error(
         "this server has no tokens, so that it takes requests for its own machine only, and this one is for another host \
-         (header Host): make a token (`facepipe-backend access add-admin NAME`), or start with --insecure"
+         (header Host) or came through a proxy: make a token (`facepipe-backend access add-admin NAME`), or start with \
+         --insecure"
     )]
     ForeignHost,
     /// A request to a server without tokens from a page of another origin.

@@ -30,6 +30,9 @@ pub async fn refresh(database: &Database, access: &AccessControl) -> Result<(), 
     }
     let stored = database.stored_access().await?;
     access.replace(stored.revision, &stored.principals, &stored.tokens);
+    if stored.has_principals {
+        access.require_tokens();
+    }
     access.note_read();
     // Afterwards: a reader of this line may rely on the change at once.
     let (principals, tokens) = (stored.principals.len(), stored.tokens.len());
@@ -70,11 +73,14 @@ pub async fn follow_access(database: Database, access: Arc<AccessControl>, stop:
     write_uses(&database, access.take_uses(|_| true)).await;
 }
 
-/// Writes last uses; they are lost if the database fails.
+/// Writes last uses; they are lost if the database fails or does not respond.
 async fn write_uses(database: &Database, uses: Vec<(i64, TokenUse)>) {
-    if !uses.is_empty()
-        && let Err(error) = database.store_token_uses(uses).await
-    {
-        tracing::debug!(%error, "last uses of tokens are not stored");
+    if uses.is_empty() {
+        return;
+    }
+    match tokio::time::timeout(PATIENCE, database.store_token_uses(uses)).await {
+        Ok(Ok(())) => (),
+        Ok(Err(error)) => tracing::debug!(%error, "last uses of tokens are not stored"),
+        Err(_) => tracing::debug!("last uses of tokens are not stored: the database does not respond"),
     }
 }

@@ -18,6 +18,8 @@ use crate::{
     metrics::Metrics,
 };
 
+/// How long expired tokens are listed.
+const EXPIRED_TOKENS_KEPT: Duration = Duration::from_secs(90 * 86_400);
 /// The interval between passes.
 const INTERVAL: Duration = Duration::from_secs(3600);
 /// How long after a crash in the middle of a pass another process may start one.
@@ -181,6 +183,7 @@ async fn pass(
     {
         return Ok(RetentionOutcome::ClockDoubted(doubt));
     }
+    remove_expired_tokens(database, options.max_age, now).await?;
     let mut deleted = Deleted::default();
     let done = correct(database, holder, options, now, &mut deleted).await?
         && match options.max_age {
@@ -200,6 +203,24 @@ async fn pass(
         database.task_finished(Task::Retain, now).await?;
     }
     Ok(RetentionOutcome::Done(deleted))
+}
+
+/// Removes tokens that expired long ago, with the addresses that used them, unless the clock is in doubt.
+async fn remove_expired_tokens(
+    database: &Database,
+    max_age: Option<Duration>,
+    now: Micros,
+) -> Result<(), StoreError> {
+    // With a maximum age, the clock is checked already.
+    if max_age.is_none() && doubt(database, Some(EXPIRED_TOKENS_KEPT), now).await?.is_some() {
+        return Ok(());
+    }
+    let kept = i64::try_from(EXPIRED_TOKENS_KEPT.as_micros()).unwrap_or(i64::MAX);
+    let tokens = database.remove_expired_tokens(now.saturating_sub(kept)).await?;
+    if tokens > 0 {
+        tracing::info!(tokens, "removed tokens that expired long ago");
+    }
+    Ok(())
 }
 
 /// Returns whether the clock is in doubt. Before the first pass, the newest arrival stands for the last one and is recorded

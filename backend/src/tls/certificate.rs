@@ -138,8 +138,9 @@ impl ServerTls {
     fn check_files(&self, mut last: LastCheck) -> LastCheck {
         // Before the files are read: a write in the meantime changes a version again.
         let versions = self.files.versions();
-        if last.versions.as_ref() != Some(&versions) {
-            // The files as they were opened are read once more, which changes nothing.
+        if last.problem.is_some() || last.versions.as_ref() != Some(&versions) {
+            // The files as they were opened are read once more, which changes nothing. Files that cannot be used are read again
+            // until they can: what prevents that may pass without a trace in their versions.
             match Identity::read(&self.files) {
                 Ok(identity) => {
                     let changed = last.versions.is_some();

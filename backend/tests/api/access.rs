@@ -285,6 +285,9 @@ async fn a_token_lives_until_it_expires_is_replaced_or_is_revoked() {
     assert!(text(&rotated["old"]["expires_at"]) < text(&issued["expires_at"]));
     assert!(text(&rotated["new"]["expires_at"]) > text(&issued["expires_at"]));
     assert_eq!(rotated["new"]["scopes"], json!(["read", "operate"]));
+    // Once more, since the new one was lost: it lives no shorter.
+    let again = server.post_json(&rotate, &json!({ "overlap_s": 3600 })).await.expect(StatusCode::CREATED);
+    assert!(text(&again["new"]["expires_at"]) > text(&issued["expires_at"]), "{again}");
     let id = rotated["new"]["token_id"].as_i64().unwrap();
     let rotate = format!("/access/tokens/{id}/rotate");
     let rotated = server.post_json(&rotate, &json!({ "overlap_s": 0 })).await.expect(StatusCode::CREATED);
@@ -312,6 +315,76 @@ async fn a_token_lives_until_it_expires_is_replaced_or_is_revoked() {
     // Its id is not given again: keys are bound to it.
     let (next, _) = add(&server, json!({ "kind": "camera", "name": "gate-1" })).await;
     assert!(next["principal_id"].as_i64() > principal["principal_id"].as_i64());
+}
+
+#[tokio::test]
+async fn tokens_that_expired_long_ago_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut server = start_with_root!(folder.path());
+    let (principal, issued) = add(&server, json!({ "kind": "person", "name": "Ada" })).await;
+    let path = format!("/access/principals/{}/tokens", principal["principal_id"]);
+    let kept = server.post_json(&path, &json!({})).await.expect(StatusCode::CREATED);
+    elsewhere(&server, &format!("UPDATE access_tokens SET expires_at = 1 WHERE id = {}", issued["token_id"]));
+    let (config, data) = (server.config.clone(), server.data.clone());
+    server.stop().await;
+    server = Server::run(config, data).await;
+    use_token(&mut server, Some(ROOT));
+    let begun = Instant::now();
+    let left = loop {
+        let listed = server.get(&path).await.expect(StatusCode::OK);
+        if listed["meta"]["total"] != 2 {
+            break listed;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "{listed}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(left["tokens"][0]["token_id"], kept["token_id"], "{left}");
+}
+
+#[tokio::test]
+async fn rows_of_a_newer_version_never_grant_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = start_with_root!(folder.path());
+    let (principal, issued) = add(&server, json!({ "kind": "person", "name": "Ada" })).await;
+    let (id, token) = (&principal["principal_id"], text(&issued["token"]));
+    let path = format!("/access/principals/{id}");
+    elsewhere(&server, &format!("UPDATE principals SET scopes = 'read,teleport' WHERE id = {id}"));
+    let shown = server.get(&path).await.expect(StatusCode::OK);
+    assert_eq!(shown["scopes"], json!(["read"]));
+    elsewhere(&server, &format!("UPDATE access_tokens SET scopes = 'teleport' WHERE principal_id = {id}"));
+    let begun = Instant::now();
+    while with(&server, &token).await.status != 403 {
+        assert!(begun.elapsed() < Duration::from_secs(30), "the token keeps its scopes");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    elsewhere(&server, &format!("UPDATE principals SET kind = 'robot' WHERE id = {id}"));
+    until_refused(&server, &token, Some("unknown")).await;
+    let listed = server.get("/access/principals").await.expect(StatusCode::OK);
+    assert_eq!(listed["meta"]["total"], 0, "{listed}");
+}
+
+#[tokio::test]
+async fn responses_in_json_are_not_cached() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = start_with_root!(folder.path());
+    for (path, status) in [
+        ("/dataset", 200),
+        ("/access/principals", 200),
+        ("/database/detections", 200),
+        ("/openapi.json", 200),
+        ("/access/principals/x", 404),
+        ("/nowhere", 404),
+    ] {
+        let answer = server.get(path).await;
+        assert_eq!(answer.status, status, "{path}: {}", answer.body);
+        assert_eq!(answer.headers["cache-control"], "no-store", "{path}");
+        assert_eq!(answer.headers["x-content-type-options"], "nosniff", "{path}");
+    }
+    let answer = with(&server, "wrong-0123456789abcdef").await;
+    assert_eq!(
+        (answer.status.as_u16(), &answer.headers["cache-control"]),
+        (401, &"no-store".parse().unwrap())
+    );
 }
 
 #[tokio::test]
@@ -447,10 +520,19 @@ async fn a_server_without_tokens_takes_requests_of_its_own_machine_only() {
     }
     let probe = server.client.get(format!("{}/livez", server.url)).header(HOST, "10.0.0.1:8080");
     assert_eq!(probe.send().await.unwrap().status(), StatusCode::OK);
+    // A proxy on this machine passes on everybody's requests, under a name of this machine if it wants.
+    for name in ["x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via", "forwarded"]
+    {
+        let request = server.client.get(format!("{}/dataset", server.url)).header(name, "203.0.113.7");
+        let answer = ApiResponse::read(request.send().await.unwrap()).await;
+        let message = answer.expect_error(403, "foreign_host");
+        assert!(message.contains("proxy"), "{name}: {message}");
+    }
 
     let insecure = start!(|config| config.listener.insecure = true);
     let request = insecure.client.get(format!("{}/dataset", insecure.url)).header(HOST, "faces.example");
-    assert_eq!(request.header(ORIGIN, "https://x.example").send().await.unwrap().status(), StatusCode::OK);
+    let request = request.header(ORIGIN, "https://x.example").header("x-forwarded-for", "203.0.113.7");
+    assert_eq!(request.send().await.unwrap().status(), StatusCode::OK);
 }
 
 #[tokio::test]
@@ -518,7 +600,18 @@ async fn the_command_add_admin_gives_the_first_token() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
-    let first = token(command(&["Ada"]));
+    let absent = command(&["Ada"]);
+    let told = String::from_utf8_lossy(&absent.stderr).into_owned();
+    assert_eq!(absent.status.code(), Some(2), "{told}");
+    assert!(["facepipe.db", "--data-dir", "DATABASE_URL"].iter().all(|part| told.contains(part)), "{told}");
+    assert!(!folder.path().join("data").exists());
+    let migrated =
+        program().arg("migrate").arg("--data-dir").arg(folder.path().join("data")).output().unwrap();
+    assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+    let made = command(&["Ada"]);
+    let told = String::from_utf8_lossy(&made.stderr).into_owned();
+    assert!(told.contains("facepipe.db"), "{told}");
+    let first = token(made);
     let wrong = command(&[""]);
     assert_eq!(wrong.status.code(), Some(2), "{}", String::from_utf8_lossy(&wrong.stderr));
 
@@ -545,6 +638,24 @@ async fn the_command_add_admin_gives_the_first_token() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(status(&first).await, 200);
+    let audit: Value = client
+        .get(format!("{url}/audit?action=access"))
+        .bearer_auth(&first)
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    let by_command: Vec<&Value> = audit["entries"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|entry| entry["route"] == "facepipe-backend access add-admin")
+        .collect();
+    assert_eq!(by_command.len(), 4, "{audit}");
+    assert_eq!((&by_command[0]["outcome"], &by_command[1]["outcome"]), (&json!("done"), &json!("begun")));
+    assert_eq!(by_command[0]["object"]["kind"], "principal");
     let log = tokio::task::spawn_blocking(move || running.log()).await.unwrap();
     assert!(!log.contains("Ada") && !log.contains(&first) && !log.contains(&second), "{log}");
 }

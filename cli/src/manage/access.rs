@@ -1,8 +1,8 @@
 //! `facepipe access`: cameras, people and programs that may use the server, and their tokens.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::Write as _,
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
@@ -408,33 +408,63 @@ impl Issue {
     }
 
     /// Creates the file for the token, before there is one to lose.
-    fn destination(&self) -> Result<Option<(&Path, File)>> {
+    fn destination(&self) -> Result<Option<Destination<'_>>> {
         let Some(path) = &self.save else { return Ok(None) };
         let file =
             OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(|error| {
                 Failure::Usage(format!("--save {}: a new file cannot be made there: {error}", path.display()))
             })?;
-        Ok(Some((path, file)))
+        Ok(Some(Destination { path, file, is_saved: false }))
+    }
+}
+
+/// A new file for a token, which is removed unless the token is saved in it.
+struct Destination<'a> {
+    path: &'a Path,
+    file: File,
+    is_saved: bool,
+}
+
+impl Destination<'_> {
+    fn save(&mut self, token: &str) -> io::Result<()> {
+        writeln!(self.file, "{token}")?;
+        self.file.sync_all()?;
+        self.is_saved = true;
+        Ok(())
+    }
+}
+
+impl Drop for Destination<'_> {
+    fn drop(&mut self) {
+        if !self.is_saved {
+            // An empty file does no harm.
+            let _ = fs::remove_file(self.path);
+        }
     }
 }
 
 /// Prints a token, or saves it, with what to do with it.
 fn hand_over(
     issued: &IssuedToken,
-    destination: Option<(&Path, File)>,
+    destination: Option<Destination<'_>>,
     json: bool,
     answer: &impl serde::Serialize,
 ) -> Result<Outcome> {
+    let mut without_token = None;
     let place = match destination {
-        Some((path, mut file)) => {
-            let saved = writeln!(file, "{}", issued.token).and_then(|()| file.sync_all());
-            if let Err(error) = saved {
+        Some(mut destination) => {
+            let path = destination.path.display().to_string();
+            if let Err(error) = destination.save(&issued.token) {
                 // Nobody could read it again.
                 output::line(&issued.token);
-                return Err(anyhow::Error::new(error)
-                    .context(format!("{}: the token above is not saved", path.display())));
+                return Err(
+                    anyhow::Error::new(error).context(format!("{path}: the token above is not saved"))
+                );
             }
-            path.display().to_string()
+            let mut value = serde_json::to_value(answer)?;
+            remove_text(&mut value, &issued.token);
+            without_token = Some(value);
+            path
         }
         None => {
             if !json {
@@ -444,7 +474,10 @@ fn hand_over(
         }
     };
     if json {
-        output::json(answer)?;
+        match &without_token {
+            Some(answer) => output::json(answer)?,
+            None => output::json(answer)?,
+        }
     }
     eprintln!(
         "Token {} is valid until {}. It is shown this once: the server keeps a digest only.\n\
@@ -452,6 +485,16 @@ fn hand_over(
         issued.details.token_id, issued.details.expires_at
     );
     Ok(Outcome::Done)
+}
+
+/// Removes the fields that have this text from an object and the objects in it.
+fn remove_text(value: &mut Value, text: &str) {
+    if let Value::Object(fields) = value {
+        fields.retain(|_, field| field.as_str() != Some(text));
+        for field in fields.values_mut() {
+            remove_text(field, text);
+        }
+    }
 }
 
 fn failure(token: i64, error: ClientError) -> anyhow::Error {
@@ -474,4 +517,36 @@ fn given<const N: usize>(fields: [(&str, Option<Value>); N]) -> Value {
         .filter_map(|(name, value)| Some((name.to_owned(), value?)))
         .collect::<Map<_, _>>()
         .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn issue(path: &Path) -> Issue {
+        Issue { days: None, save: Some(path.to_owned()) }
+    }
+
+    #[test]
+    fn a_file_stays_only_with_the_token_in_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gate-1.token");
+        drop(issue(&path).destination().unwrap());
+        assert!(!path.exists());
+        let issue = issue(&path);
+        let mut destination = issue.destination().unwrap().unwrap();
+        destination.save("fp_secret").unwrap();
+        drop(destination);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "fp_secret\n");
+        // A file that was there is left alone.
+        assert!(issue.destination().is_err());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "fp_secret\n");
+    }
+
+    #[test]
+    fn a_saved_token_is_not_in_the_answer() {
+        let mut answer = json!({ "new": { "token": "fp_secret", "token_id": 7 }, "old": { "token_id": 6 } });
+        remove_text(&mut answer, "fp_secret");
+        assert_eq!(answer, json!({ "new": { "token_id": 7 }, "old": { "token_id": 6 } }));
+    }
 }

@@ -8,20 +8,26 @@ use super::{
     schema::{access_state, access_tokens, principals},
 };
 use crate::{
-    access::{Digest, PrincipalKind, PrincipalRecord, Scopes, TokenRecord, TokenUse},
+    access::{Digest, PrincipalKind, PrincipalRecord, Scope, Scopes, TokenRecord, TokenUse, token_lifetime},
     domain::{Micros, now},
     store::StoreError,
 };
 
 /// The one row of the state.
 const SLOT: i32 = 1;
+/// A replaced token ends at most so long after the one that replaced it was made: 30 days and twice the slack.
+const LONGEST_OVERLAP: Micros = 30 * 86_400 * 1_000_000 + 2 * SLACK;
+/// The time within a transaction between two looks at the clock, at most.
+const SLACK: Micros = 60_000_000;
 
 /// Everything that the database knows of access, at one revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredAccess {
     /// Grows with each change.
     pub revision: i64,
-    /// By name.
+    /// Whether there are principals, also of kinds that only a newer version knows.
+    pub has_principals: bool,
+    /// By name, without those of unknown kinds.
     pub principals: Vec<PrincipalRecord>,
     /// By id.
     pub tokens: Vec<TokenRecord>,
@@ -102,7 +108,7 @@ impl TryFrom<PrincipalRow> for PrincipalRecord {
         let PrincipalRow { id, kind, name, scopes, camera_id, may_see_names, disabled, created_at } = row;
         let kind = PrincipalKind::of_row(&kind)
             .ok_or_else(|| StoreError::Damaged(format!("principal {id} has the kind {kind:?}")))?;
-        let scopes = scopes_of(&scopes)?;
+        let scopes = scopes_of(&scopes);
         Ok(Self { id, kind, name, scopes, camera_id, may_see_names, disabled, created_at })
     }
 }
@@ -118,7 +124,7 @@ impl TryFrom<TokenRow> for TokenRecord {
             principal_id: row.principal_id,
             name: row.name,
             digest,
-            scopes: row.scopes.as_deref().map(scopes_of).transpose()?,
+            scopes: row.scopes.as_deref().map(scopes_of),
             created_at: row.created_at,
             expires_at: row.expires_at,
             last_used_at: row.last_used_at,
@@ -127,8 +133,9 @@ impl TryFrom<TokenRow> for TokenRecord {
     }
 }
 
-fn scopes_of(text: &str) -> Result<Scopes, StoreError> {
-    text.parse().map_err(|error| StoreError::Damaged(format!("a list of scopes {error}")))
+/// Reads a list of scopes without those that only a newer version knows.
+fn scopes_of(text: &str) -> Scopes {
+    text.split(',').filter_map(|name| name.parse::<Scope>().ok()).collect()
 }
 
 fn digest_from_hex(text: &str) -> Option<Digest> {
@@ -160,9 +167,20 @@ impl Database {
         self.read(|connection| {
             let rows: Vec<PrincipalRow> = principals::table.order(principals::name).load(connection)?;
             let tokens: Vec<TokenRow> = access_tokens::table.order(access_tokens::id).load(connection)?;
+            let stored = rows.len();
+            let (known, unknown): (Vec<_>, Vec<_>) =
+                rows.into_iter().partition(|row| PrincipalKind::of_row(&row.kind).is_some());
+            for PrincipalRow { id, kind, .. } in &unknown {
+                tracing::warn!(
+                    id,
+                    kind,
+                    "a principal of a kind that only a newer version knows has no access here"
+                );
+            }
             Ok(StoredAccess {
                 revision: revision(connection)?,
-                principals: rows.into_iter().map(PrincipalRecord::try_from).collect::<Result<_, _>>()?,
+                has_principals: stored > 0,
+                principals: known.into_iter().map(PrincipalRecord::try_from).collect::<Result<_, _>>()?,
                 tokens: tokens.into_iter().map(TokenRecord::try_from).collect::<Result<_, _>>()?,
             })
         })
@@ -292,8 +310,8 @@ impl Database {
         .await
     }
 
-    /// Adds a token with the digest `digest`, which has the name and scopes of the token `id` and lives as long unless
-    /// `expires_at` is given; the old one expires after `overlap` at the latest. Returns the old one and the new one.
+    /// Adds a token with the digest `digest`, which has the name and scopes of the token `id` and lives as long, or by default
+    /// if that one was replaced before, unless `expires_at` is given; the old one expires after `overlap` at the latest. Returns the old one and the new one.
     ///
     /// # Errors
     /// [`StoreError::TokenNotFound`].
@@ -307,7 +325,13 @@ impl Database {
         self.write(move |connection| {
             lock(connection)?;
             let (old, now) = (find_token(connection, id)?, now());
-            let lifetime = old.expires_at.saturating_sub(old.created_at);
+            let lifetime = if was_replaced(connection, &old)? {
+                // Its end was brought forward.
+                let kind = find_principal(connection, old.principal_id)?.kind;
+                Micros::try_from(token_lifetime(kind).as_micros()).unwrap_or(Micros::MAX)
+            } else {
+                old.expires_at.saturating_sub(old.created_at)
+            };
             let new = NewToken {
                 name: old.name.clone(),
                 digest,
@@ -334,6 +358,27 @@ impl Database {
             let token = find_token(connection, id)?;
             diesel::delete(access_tokens::table.find(id)).execute(connection)?;
             Ok(token.principal_id)
+        })
+        .await
+    }
+
+    /// Removes the tokens that expired before `before`. Returns how many.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn remove_expired_tokens(&self, before: Micros) -> Result<usize, StoreError> {
+        self.write(move |connection| {
+            let expired: Option<i64> = access_tokens::table
+                .filter(access_tokens::expires_at.lt(before))
+                .select(access_tokens::id)
+                .first(connection)
+                .optional()?;
+            if expired.is_none() {
+                return Ok(0);
+            }
+            lock(connection)?;
+            Ok(diesel::delete(access_tokens::table.filter(access_tokens::expires_at.lt(before)))
+                .execute(connection)?)
         })
         .await
     }
@@ -404,6 +449,21 @@ fn find_principal(connection: &mut AnyConnection, id: i64) -> Result<PrincipalRe
 fn find_token(connection: &mut AnyConnection, id: i64) -> Result<TokenRecord, StoreError> {
     let row: Option<TokenRow> = access_tokens::table.find(id).first(connection).optional()?;
     row.ok_or(StoreError::TokenNotFound)?.try_into()
+}
+
+/// Returns whether a token was replaced by another one that is still there: a later one of the same name and scopes, made
+/// when the old one's end was brought forward.
+fn was_replaced(connection: &mut AnyConnection, old: &TokenRecord) -> Result<bool, StoreError> {
+    let rows: Vec<TokenRow> = access_tokens::table
+        .filter(access_tokens::principal_id.eq(old.principal_id))
+        .filter(access_tokens::id.gt(old.id))
+        .filter(access_tokens::name.eq(&old.name))
+        .load(connection)?;
+    Ok(rows.iter().any(|row| {
+        row.scopes.as_deref().map(scopes_of) == old.scopes
+            && (0..=LONGEST_OVERLAP)
+                .contains(&old.expires_at.saturating_sub(row.created_at).saturating_add(SLACK))
+    }))
 }
 
 fn refuse_name(connection: &mut AnyConnection, name: &str, own: Option<i64>) -> Result<(), StoreError> {
