@@ -158,6 +158,27 @@ mod tests {
         }
     }
 
+    /// Proxies that append to the header would let such a client choose its address.
+    #[test]
+    fn a_private_client_is_known_where_the_first_proxy_replaces_the_header() {
+        let private = proxies(&["private"]).unwrap();
+        let of = |forwarded: &[&str]| {
+            private.client("172.18.0.2".parse().unwrap(), forwarded.iter().copied()).to_string()
+        };
+        let (client, forged) = ("192.168.1.20", "198.51.100.1");
+        assert_eq!(of(&[client]), client);
+        assert_eq!(of(&[&format!("{forged}, {client}")]), forged);
+        for shipped in [
+            include_str!("../../../deploy/nginx/nginx.conf"),
+            include_str!("../../../deploy/nginx/virtual-machine.conf"),
+        ] {
+            let headers: Vec<_> =
+                shipped.lines().filter(|line| line.contains("proxy_set_header X-Forwarded-For")).collect();
+            assert!(!headers.is_empty());
+            assert!(headers.iter().all(|line| line.contains("X-Forwarded-For $remote_addr;")), "{headers:?}");
+        }
+    }
+
     #[test]
     fn wrong_networks_are_named() {
         for wrong in ["", "proxy", "10.0.0.0/33", "10.0.0.0/x", "::/129"] {
