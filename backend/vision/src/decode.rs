@@ -83,12 +83,18 @@ pub enum DecodeError {
     Corrupt(String),
 }
 
-/// A defect of a file whose picture could be decoded nevertheless.
+/// A remark on a picture that could be read: a defect of its file, or what was left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeNote {
     /// A JPEG has all of its pixels but no end marker: its sender cut off the last bytes.
     #[error("the JPEG has no end marker; its pixels are complete")]
     EndMissing,
+    /// It shows more faces than are recognised.
+    #[error("the image shows more than {max} faces; the smallest were left out")]
+    TooManyFaces {
+        /// The number of faces that were kept, the largest ones.
+        max: usize,
+    },
 }
 
 impl DecodeNote {
@@ -96,11 +102,12 @@ impl DecodeNote {
     pub fn code(self) -> &'static str {
         match self {
             Self::EndMissing => "jpeg_end_missing",
+            Self::TooManyFaces { .. } => "too_many_faces",
         }
     }
 }
 
-/// A decoded picture and the defects of its file.
+/// A decoded picture and remarks on its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decoded {
     /// Upright.
