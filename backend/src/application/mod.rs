@@ -146,7 +146,7 @@ impl Application {
         };
         startup::check_access(&config, &database, &access, address).await?;
         let connections = Connections::new(startup::connection_limits(&config)?);
-        let shares = Arc::new(Shares::new(config.shares.limits()?));
+        let shares = Arc::new(Shares::new(config.shares.limits(config.listener.max_request_bytes)?));
         let mut services = Services::open(&config, database).await?;
         let serve = |listener| {
             serve_metrics(listener, &config, &services, &access, tls.clone(), &connections, &shares)

@@ -340,7 +340,7 @@ mod tests {
         tokio::spawn(async move { while connection.accept().await.is_some() {} });
         let mut stream = respond.send_response(http::Response::new(()), false).unwrap();
         // It would take two seconds, during which it never stops for long.
-        let sent = send_chunk(vec![7; 200].into(), &mut stream, Duration::from_millis(200)).await;
+        let sent = send_chunk(Bytes::from(vec![7_u8; 200]), &mut stream, Duration::from_millis(200)).await;
         assert!(matches!(sent, Err(SendError::Timeout(_))), "{sent:?}");
     }
 }

@@ -153,8 +153,8 @@ async fn bodies_in_memory_are_bounded_by_client_and_in_all() {
     let server = start!(|config: &mut Config| {
         with_metrics(config);
         with_tokens(config, folder.path());
-        config.shares.body_budget_bytes = 4_000_000;
-        config.shares.client_body_bytes = 1_000_000;
+        config.shares.body_budget_bytes = Some(4_000_000);
+        config.shares.client_body_bytes = Some(1_000_000);
     });
     let path = "/face-recognition/get-results";
     let mut held = Vec::new();
