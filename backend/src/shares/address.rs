@@ -66,6 +66,12 @@ const PRIVATE: [Network; 6] = [
     Network { address: IpAddr::V6(Ipv6Addr::LOCALHOST), prefix: 128 },
 ];
 
+/// Returns whether an address is of a private network, or of the machine itself.
+pub fn is_private(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    PRIVATE.iter().any(|network| network.contains(address))
+}
+
 /// The proxies whose `X-Forwarded-For` is believed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<Network>);
