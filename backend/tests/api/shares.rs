@@ -339,6 +339,10 @@ fn peak_memory_mib(process: u32) -> u64 {
 
 /// Images that each round sends.
 const CROPS: u32 = 40;
+/// Clients that read nothing of their responses, and that send a byte now and then: with the others fewer than the usual limit of open
+/// files of the process that runs this test, 1024.
+const READERS: usize = 250;
+const DRIPPING: usize = 150;
 /// Bytes that each held body sends of those that it announces.
 const HELD_BYTES: usize = 4 << 20;
 
@@ -357,12 +361,12 @@ impl Attack {
         let server: SocketAddr = url.strip_prefix("http://").unwrap().parse().unwrap();
         let path = "/face-recognition/get-results";
         let mut held = Vec::new();
-        for _ in 0..500 {
+        for _ in 0..READERS {
             let mut reader = connect_from(3, server).await.unwrap();
             let _ = reader.write_all(LARGE_RESPONSES.repeat(16).as_bytes());
             held.push(reader);
         }
-        for _ in 0..300 {
+        for _ in 0..DRIPPING {
             let mut writer = connect_from(5, server).await.unwrap();
             let _ = writer.write_all(&head(path, Some(CAMERA), 57 << 20).as_bytes()[..20]);
             held.push(writer);
@@ -403,13 +407,15 @@ impl Attack {
             }));
         }
         // What the bodies hold arrives while the others attack.
-        let bodies: Vec<TcpStream> = held[800..].iter().map(|holder| holder.try_clone().unwrap()).collect();
+        let bodies: Vec<TcpStream> =
+            held[READERS + DRIPPING..].iter().map(|holder| holder.try_clone().unwrap()).collect();
         let filling = tokio::task::spawn_blocking(move || {
             for mut holder in bodies {
                 let _ = holder.write_all(&vec![7; HELD_BYTES]);
             }
         });
-        let slow: Vec<TcpStream> = held[500..800].iter().map(|writer| writer.try_clone().unwrap()).collect();
+        let slow: Vec<TcpStream> =
+            held[READERS..READERS + DRIPPING].iter().map(|writer| writer.try_clone().unwrap()).collect();
         let ended = Arc::clone(&over);
         let dripping = tokio::task::spawn_blocking(move || {
             while !ended.load(Ordering::Relaxed) {
