@@ -438,6 +438,67 @@ impl Attack {
     }
 }
 
+/// One worker, for which a client keeps eight large images waiting: the crops of another are next, not behind them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn crops_do_not_wait_for_the_large_images_of_another_client() {
+    let _ = facepipe_test_support::require!("lfw10");
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens");
+    fs::write(&tokens, format!("camera {CAMERA}\ncamera {OTHER}\n")).unwrap();
+    let settings = [
+        "--listen",
+        "127.0.0.1:0",
+        "--metrics-listen",
+        "127.0.0.1:0",
+        "--token-file",
+        tokens.to_str().unwrap(),
+        "--queue-budget-ms",
+        "600000",
+    ];
+    let (running, url) = Running::start_in(folder.path(), &models, &settings, &[("RAYON_NUM_THREADS", "1")]);
+    let (metrics, client) = (running.metrics(), client());
+    let path = format!("{url}/face-recognition/get-results");
+    // More pixels than a batch has, so that each is one.
+    let ramp =
+        image::GrayImage::from_fn(2001, 2000, |x, y| image::Luma([u8::try_from((x + y) / 16).unwrap()]));
+    let mut large = std::io::Cursor::new(Vec::new());
+    ramp.write_to(&mut large, image::ImageFormat::Png).unwrap();
+    let large = large.into_inner();
+    let answered = Arc::<AtomicUsize>::default();
+    let senders: Vec<_> = (0..8)
+        .map(|_| {
+            let (client, path, large) = (client.clone(), path.clone(), large.clone());
+            let answered = Arc::clone(&answered);
+            tokio::spawn(async move {
+                loop {
+                    let form = Form::new().part("image", file(large.clone()));
+                    let answer = client.post(&path).bearer_auth(CAMERA).multipart(form).send().await;
+                    assert_eq!(answer.unwrap().status(), StatusCode::OK);
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let begun = Instant::now();
+    while value_of(&metrics, "facepipe_queue_images").await < 7.0 {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    let before = answered.load(Ordering::Relaxed);
+    let form = (1..=4).fold(Form::new(), |form, number| form.part("image", photograph("Tony_Blair", number)));
+    let answer = client.post(&path).bearer_auth(OTHER).multipart(form).send().await.unwrap();
+    let meanwhile = answered.load(Ordering::Relaxed) - before;
+    assert_eq!(answer.status(), StatusCode::OK);
+    // The one that was being recognised, and those that the clients had yet to read, or read just afterwards.
+    assert!(meanwhile <= 3, "{meanwhile} large images were answered before the crops");
+    for sender in senders {
+        assert!(!sender.is_finished());
+        sender.abort();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn five_attacks_at_once_leave_others_their_share() {
     let _ = facepipe_test_support::require!("lfw10");
