@@ -146,7 +146,7 @@ impl Application {
         };
         startup::check_access(&config, &database, &access, address).await?;
         let connections = Connections::new(startup::connection_limits(&config)?);
-        let shares = Arc::new(Shares::new(config.shares.limits()?));
+        let shares = Arc::new(Shares::new(config.shares.limits(config.listener.max_request_bytes)?));
         let mut services = Services::open(&config, database).await?;
         let serve = |listener| {
             serve_metrics(listener, &config, &services, &access, tls.clone(), &connections, &shares)
@@ -424,9 +424,9 @@ fn serve_api(
             .wrap(from_fn(api::serve_role))
             .wrap(from_fn(api::admit))
             .wrap(from_fn(api::authorise))
-            // Inside of the trail of refusals: wrong tokens that come too fast are not recorded, one by one.
-            .wrap(from_fn(api::delay_failed_authentication))
+            // Outside of authorisation, and inside of the delay: wrong tokens are in the trail, also those that come too fast.
             .wrap(from_fn(api::record_refusals))
+            .wrap(from_fn(api::delay_failed_authentication))
             // Outside of authorisation: browsers send preflight requests without a token.
             .wrap(Condition::new(!origins.is_empty(), api::allow_origins(&origins)))
             .wrap(Condition::new(

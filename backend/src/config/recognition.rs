@@ -63,9 +63,9 @@ settings! {
         max_image_pixels: u64 = 50_000_000, "FACEPIPE_MAX_IMAGE_PIXELS", "PIXELS",
             in 1..=1_000_000_000;
         /// Maximum size of an image that a camera sends to store-results or send-results, pixels
-        max_camera_pixels: u64 = 12_000_000, "FACEPIPE_MAX_CAMERA_PIXELS", "PIXELS", in 1..=1_000_000_000;
+        max_camera_pixels: u64 = 13_000_000, "FACEPIPE_MAX_CAMERA_PIXELS", "PIXELS", in 1..=1_000_000_000;
         /// Maximum size of all images of a request together, pixels
-        max_request_pixels: u64 = 200_000_000, "FACEPIPE_MAX_REQUEST_PIXELS", "PIXELS", in 1..=1_000_000_000_000;
+        max_request_pixels: u64 = 300_000_000, "FACEPIPE_MAX_REQUEST_PIXELS", "PIXELS", in 1..=1_000_000_000_000;
     }
 }
 

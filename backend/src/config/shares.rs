@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use crate::shares::{ConnectionLimits, RateLimit, ShareLimits, TrustedProxies};
 
+/// Bytes of one client's requests in memory, where the largest request is smaller.
+const CLIENT_BODY_BYTES: usize = 128 * 1024 * 1024;
 /// Requests at once after a pause, in seconds of the rate.
 const BURST_S: u32 = 2;
 /// The same of clients without a token: a page with its files.
@@ -23,9 +25,11 @@ settings! {
         /// Seconds in which a client must read 16 KiB of a response, or the rest of it
         write_timeout_s: u64 = 30, "FACEPIPE_WRITE_TIMEOUT_S", "SECONDS", in 1..=3600;
         /// Bytes of all requests in memory; more are rejected with 503
-        body_budget_bytes: usize = 256 * 1024 * 1024, "FACEPIPE_BODY_BUDGET_BYTES", "BYTES", in 65_536..=1 << 40;
+        body_budget_bytes: usize, "FACEPIPE_BODY_BUDGET_BYTES", "BYTES",
+            unset "268435456, and at least twice client_body_bytes", in 65_536..=1 << 40;
         /// Bytes of one client's requests in memory; more are rejected with 429
-        client_body_bytes: usize = 128 * 1024 * 1024, "FACEPIPE_CLIENT_BODY_BYTES", "BYTES", in 65_536..=1 << 40;
+        client_body_bytes: usize, "FACEPIPE_CLIENT_BODY_BYTES", "BYTES",
+            unset "134217728, and at least max_request_bytes", in 65_536..=1 << 40;
         /// Requests a second of one client with a token, or of one address on a server without tokens; more are rejected with
         /// 429, and 0 allows any number
         client_requests_per_s: u32 = 1000, "FACEPIPE_CLIENT_REQUESTS_PER_S", "N", in 0..=1_000_000;
@@ -48,16 +52,27 @@ impl SharesConfig {
         TrustedProxies::parse(&self.trusted_proxies)
     }
 
-    /// Returns what requests are counted by.
+    /// Returns the bytes of one client's requests in memory. Unless set, the largest request fits.
+    fn client_body_bytes(&self, max_request_bytes: usize) -> usize {
+        self.client_body_bytes.unwrap_or_else(|| CLIENT_BODY_BYTES.max(max_request_bytes))
+    }
+
+    /// Returns the bytes of all requests in memory. Unless set, twice one client's: the last quarter is not for large requests.
+    fn body_budget_bytes(&self, max_request_bytes: usize) -> usize {
+        let client = self.client_body_bytes(max_request_bytes).max(CLIENT_BODY_BYTES);
+        self.body_budget_bytes.unwrap_or_else(|| client.saturating_mul(2))
+    }
+
+    /// Returns what requests are counted by, where one has at most `max_request_bytes`.
     ///
     /// # Errors
     /// As [`trusted_proxies`](Self::trusted_proxies).
-    pub(crate) fn limits(&self) -> anyhow::Result<ShareLimits> {
+    pub(crate) fn limits(&self, max_request_bytes: usize) -> anyhow::Result<ShareLimits> {
         let rate =
             |per_second: u32, seconds| RateLimit { per_second, burst: per_second.saturating_mul(seconds) };
         Ok(ShareLimits {
-            total_bytes: self.body_budget_bytes,
-            principal_bytes: self.client_body_bytes,
+            total_bytes: self.body_budget_bytes(max_request_bytes),
+            principal_bytes: self.client_body_bytes(max_request_bytes),
             principal_rate: rate(self.client_requests_per_s, BURST_S),
             anonymous_rate: rate(self.anonymous_requests_per_s, ANONYMOUS_BURST_S),
             admin_weight: self.admin_weight,
@@ -80,5 +95,27 @@ impl SharesConfig {
     /// Returns how long a client may read nothing of a response.
     pub(crate) fn write_timeout(&self) -> Duration {
         Duration::from_secs(self.write_timeout_s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1024 * 1024;
+
+    #[test]
+    fn the_largest_request_fits_into_memory_unless_less_is_configured() {
+        let bytes = |config: &SharesConfig, max_request_bytes| {
+            let limits = config.limits(max_request_bytes).unwrap();
+            (limits.principal_bytes, limits.total_bytes)
+        };
+        let config = SharesConfig::default();
+        assert_eq!(bytes(&config, 64 * MIB), (128 * MIB, 256 * MIB));
+        assert_eq!(bytes(&config, 1024 * MIB), (1024 * MIB, 2048 * MIB));
+        let config = SharesConfig { client_body_bytes: Some(MIB), ..config };
+        assert_eq!(bytes(&config, 64 * MIB), (MIB, 256 * MIB));
+        let config = SharesConfig { body_budget_bytes: Some(4 * MIB), ..config };
+        assert_eq!(bytes(&config, 64 * MIB), (MIB, 4 * MIB));
     }
 }

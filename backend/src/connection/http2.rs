@@ -33,7 +33,9 @@ use tokio::time::{Instant, Sleep};
 
 use crate::tls::CertifiedCamera;
 
-use super::{Connection, ConnectionOptions, DISCONNECT_TIMEOUT, ExceededConnections, KEEP_ALIVE_GRACE};
+use super::{
+    Connection, ConnectionOptions, DISCONNECT_TIMEOUT, ExceededConnections, KEEP_ALIVE_GRACE, MIN_WRITTEN,
+};
 
 /// Maximum number of requests that a connection has at a time.
 const MAX_STREAMS: u32 = 128;
@@ -263,21 +265,27 @@ async fn send<B: MessageBody>(
     Ok(())
 }
 
-/// Sends a chunk as the client makes room for it.
+/// Sends a chunk as the client makes room for it: for [`MIN_WRITTEN`] bytes, or the rest of the chunk, within the timeout.
 async fn send_chunk(
     mut chunk: Bytes,
     stream: &mut SendStream<Bytes>,
     write_timeout: Duration,
 ) -> Result<(), SendError> {
+    let (mut deadline, mut written) = (Instant::now() + write_timeout, 0_usize);
     while !chunk.is_empty() {
         stream.reserve_capacity(chunk.len().min(SEND_BUFFER));
         let capacity = poll_fn(|context| stream.poll_capacity(context));
-        let Ok(capacity) = tokio::time::timeout(write_timeout, capacity).await else {
+        let Ok(capacity) = tokio::time::timeout_at(deadline, capacity).await else {
             stream.send_reset(h2::Reason::CANCEL);
             return Err(SendError::Timeout(write_timeout));
         };
         let capacity = capacity.ok_or(SendError::Left)??;
-        stream.send_data(chunk.split_to(capacity.min(chunk.len())), false)?;
+        let part = chunk.split_to(capacity.min(chunk.len()));
+        written = written.saturating_add(part.len());
+        if written >= MIN_WRITTEN {
+            (deadline, written) = (Instant::now() + write_timeout, 0);
+        }
+        stream.send_data(part, false)?;
     }
     Ok(())
 }
@@ -305,4 +313,36 @@ fn write_head(
         head = head.header(http::header::DATE, header::HttpDate::from(SystemTime::now()).to_string());
     }
     head.body(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_reads_a_byte_now_and_then_does_not_keep_its_response() {
+        let (client, server) = tokio::io::duplex(1 << 16);
+        tokio::spawn(async move {
+            let mut builder = h2::client::Builder::new();
+            let (requests, connection) =
+                builder.initial_window_size(2).handshake::<_, Bytes>(client).await.unwrap();
+            tokio::spawn(connection);
+            let request = http::Request::get("http://localhost/").body(()).unwrap();
+            let (response, _) = requests.ready().await.unwrap().send_request(request, true).unwrap();
+            let mut body = response.await.unwrap().into_body();
+            while let Some(Ok(bytes)) = body.data().await {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                if body.flow_control().release_capacity(bytes.len()).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut connection = h2::server::handshake(server).await.unwrap();
+        let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
+        tokio::spawn(async move { while connection.accept().await.is_some() {} });
+        let mut stream = respond.send_response(http::Response::new(()), false).unwrap();
+        // It would take two seconds, during which it never stops for long.
+        let sent = send_chunk(Bytes::from(vec![7_u8; 200]), &mut stream, Duration::from_millis(200)).await;
+        assert!(matches!(sent, Err(SendError::Timeout(_))), "{sent:?}");
+    }
 }

@@ -31,7 +31,7 @@ use actix_web::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
-    time::Sleep,
+    time::{Instant, Sleep},
 };
 use tokio_rustls::server::TlsStream;
 
@@ -190,19 +190,26 @@ where
                     let (connections, metrics) = admission.clone();
                     async move {
                         let peer = stream.peer_addr().ok();
+                        let accepted = Instant::now();
                         // Before the handshake of TLS, which costs more than anything else that strangers can ask for.
                         let Some((guard, exceeded)) = admit(&connections, &metrics, peer) else {
                             return Ok(());
                         };
+                        let patience = match exceeded {
+                            Some(_) => options.request_timeout.min(SPARE_TIME),
+                            None => options.request_timeout,
+                        };
                         let transport = match &tls {
                             None => Transport::Clear(stream),
-                            Some(tls) => match tls.accept(stream, options.request_timeout).await {
+                            Some(tls) => match tls.accept(stream, patience).await {
                                 Some(stream) => Transport::Tls(Box::new(stream)),
                                 None => return Ok(()),
                             },
                         };
                         let is_http2 = transport.is_http2();
-                        let connection = Connection::new(transport, guard, exceeded, options.write_timeout);
+                        let end = exceeded.map(|_| accepted + SPARE_TIME);
+                        let connection =
+                            Connection::new(transport, guard, (exceeded, end), options.write_timeout);
                         if is_http2 {
                             let stopping = async move { stopping.notified().await };
                             let served = http2::serve(connection, peer, application, options, stopping).await;
@@ -339,7 +346,7 @@ impl Connection {
     fn new(
         stream: Transport,
         guard: ConnectionGuard,
-        exceeded: Option<(Limit, usize)>,
+        (exceeded, end): (Option<(Limit, usize)>, Option<Instant>),
         write_timeout: Duration,
     ) -> Self {
         let call = Rc::new(CallState { exceeded: Cell::new(exceeded), ..CallState::default() });
@@ -351,7 +358,7 @@ impl Connection {
             early_byte: EarlyByte::Unsent,
             write_timeout,
             stalled: None,
-            end: exceeded.map(|_| Box::pin(tokio::time::sleep(SPARE_TIME))),
+            end: end.map(|end| Box::pin(tokio::time::sleep_until(end))),
             _guard: guard,
         }
     }

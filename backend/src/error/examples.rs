@@ -200,7 +200,7 @@ pub const QUEUE: &[Example] = &[
         budget: Duration::from_millis(5000),
         retry_after: Duration::from_secs(6),
     },
-    || ApiError::TooManyPixels { pixels: 240_000_000, max: 200_000_000 },
+    || ApiError::TooManyPixels { pixels: 340_000_000, max: 300_000_000 },
     || ApiError::Overloaded {
         limit: Limit::QueuePixels,
         max: 400_000_000,

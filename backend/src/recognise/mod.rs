@@ -21,7 +21,7 @@ use facepipe_vision::{
     DecodeError, DecodeLimits, DecodeNote, VisionError, main_face, main_face::Candidate, main_or_largest,
     pixels_to_decode,
 };
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use self::{
     queue::{CheckedImage, Queue},
@@ -38,6 +38,8 @@ use crate::{
 #[derive(Clone)]
 pub struct Recogniser {
     queue: Arc<QueueHandle>,
+    /// One permit for each worker: no more requests have their headers read at a time.
+    header_permits: Arc<Semaphore>,
     active: Arc<ActiveModel>,
     threshold: MatchThreshold,
     decode_limits: DecodeLimits,
@@ -190,7 +192,17 @@ impl Recogniser {
             let worker = worker.clone();
             thread::Builder::new().name(format!("recognise-{number}")).spawn(move || worker.run())?;
         }
-        Ok(Self { queue: handle, active, threshold, decode_limits, camera_limits, embedder, metrics })
+        let header_permits = Arc::new(Semaphore::new(workers.max(1)));
+        Ok(Self {
+            queue: handle,
+            header_permits,
+            active,
+            threshold,
+            decode_limits,
+            camera_limits,
+            embedder,
+            metrics,
+        })
     }
 
     /// Returns the embedder's name.
@@ -257,7 +269,11 @@ impl Recogniser {
     /// Reads the headers of images, outside of the threads that handle HTTP.
     async fn check_headers(&self, images: Vec<UploadedImage>) -> Result<Vec<CheckedImage>, RecogniseError> {
         let (limits, camera_limits) = (self.decode_limits, self.camera_limits);
+        let permit = Arc::clone(&self.header_permits).acquire_owned().await;
+        let permit = permit.map_err(|_| RecogniseError::Interrupted)?;
         let check = move || {
+            // Kept until the headers are read, even where the client leaves meanwhile.
+            let _permit = permit;
             let check = |image: UploadedImage| {
                 let limits = if image.is_from_camera { &camera_limits } else { &limits };
                 let pixels = pixels_to_decode(&image.bytes, limits);

@@ -41,6 +41,9 @@ impl UploadedImage {
     }
 }
 
+/// Faces of an image that are embedded, the largest ones. A photograph of a crowd has fewer; a mosaic of faces, made to keep the
+/// embedder busy, has thousands.
+const MAX_FACES: usize = 256;
 /// Minimum probability of a face on a rotated image.
 const MIN_ROTATED_CONFIDENCE: f32 = 0.99;
 
@@ -186,9 +189,12 @@ impl Pipeline {
         let is_crop = image.is_crop;
         let started = Instant::now();
         let must_show_face = image.must_show_face;
-        let Decoded { image, notes } = decode_with_notes(&image.bytes, &self.limits)?;
+        let Decoded { image, mut notes } = decode_with_notes(&image.bytes, &self.limits)?;
         let decoded = started.elapsed();
-        let faces = self.mtcnn.detect_inside(&image, is_crop)?;
+        let mut faces = self.mtcnn.detect_inside(&image, is_crop)?;
+        if keep_largest(&mut faces, MAX_FACES) {
+            notes.push(DecodeNote::TooManyFaces { max: MAX_FACES });
+        }
         // Only the crops leave this function: a batch of whole images could fill the memory.
         let crops: Vec<RgbImage> = faces.iter().map(|face| self.embedder.crop(&image, face)).collect();
         let qualities =
@@ -244,5 +250,40 @@ impl Pipeline {
         let embedding = self.embedder.embed(&[crops.swap_remove(position)])?.pop();
         let face = EnrolledFace { bounding_box: face.bounding_box.into(), quality: *quality };
         Ok(embedding.map(|embedding| EmbeddedFace { face, embedding }))
+    }
+}
+
+/// Keeps the `max` largest faces, in their order. Returns whether there were more.
+fn keep_largest(faces: &mut Vec<Face>, max: usize) -> bool {
+    if faces.len() <= max {
+        return false;
+    }
+    let mut ranked: Vec<(usize, Face)> = std::mem::take(faces).into_iter().enumerate().collect();
+    ranked.sort_by(|(_, a), (_, b)| b.bounding_box.area().total_cmp(&a.bounding_box.area()));
+    ranked.truncate(max);
+    ranked.sort_by_key(|(position, _)| *position);
+    faces.extend(ranked.into_iter().map(|(_, face)| face));
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use facepipe_vision::BoundingBox;
+
+    use super::*;
+
+    #[test]
+    fn of_many_faces_the_largest_are_kept_in_their_order() {
+        let face = |side: f32| Face {
+            bounding_box: BoundingBox { left: 0.0, top: 0.0, right: side, bottom: side },
+            confidence: 1.0,
+            landmarks: [[0.0; 2]; 5],
+        };
+        let mut faces: Vec<Face> = [40.0, 20.0, 90.0, 30.0, 60.0].map(face).into();
+        assert!(!keep_largest(&mut faces, 5));
+        assert_eq!(faces.len(), 5);
+        assert!(keep_largest(&mut faces, 3));
+        let sides: Vec<f32> = faces.iter().map(|face| face.bounding_box.right).collect();
+        assert_eq!(sides, [40.0, 90.0, 60.0]);
     }
 }

@@ -325,6 +325,17 @@ impl Queue {
         }
     }
 
+    /// Charges a client for the faces of one of its images: [`cost_of`] an image has one face.
+    pub fn charge_faces(&self, client: ShareKey, faces: usize) {
+        let more = u64::try_from(faces).unwrap_or(u64::MAX).saturating_sub(1).saturating_mul(IMAGE_COST);
+        if more > 0 {
+            let mut state = self.state();
+            let clock = state.clock;
+            let lane = state.lanes.entry(client).or_insert_with(|| Lane::new(clock));
+            lane.time = lane.time.saturating_add(more / lane.weight);
+        }
+    }
+
     /// Announces that nothing more will be pushed.
     pub fn close(&self) {
         self.state().closed = true;
@@ -431,6 +442,8 @@ impl Drop for Batch<'_> {
 
 /// A request with images that are queued or being processed.
 pub struct Request {
+    /// Whose it is.
+    pub client: ShareKey,
     pub images: Vec<UploadedImage>,
     /// Predictions of each face.
     pub top_k: usize,
@@ -479,9 +492,10 @@ impl Request {
                 Err(error) => (image, Err(error.into())),
             })
             .unzip();
+        let client = occupancy.client;
         let progress = Progress { responder: Some((responder, occupancy)), started: None, faces, unfinished };
         let trace = traces::current();
-        Self { images, top_k, arrived: Instant::now(), trace, progress: Mutex::new(progress) }
+        Self { client, images, top_k, arrived: Instant::now(), trace, progress: Mutex::new(progress) }
     }
 
     /// Returns whether the client still waits for the response.
@@ -605,6 +619,17 @@ mod tests {
         drop((second, third));
         let _alone = push(&queue, 1);
         assert!(queue.next_batch(16).unwrap().on_all_threads);
+    }
+
+    #[test]
+    fn clients_pay_for_all_faces_of_their_images() {
+        let queue = queue(1, LIMITS);
+        let _responses = [1, 2].map(|number| push_as(&queue, client(number), 4, 0).unwrap());
+        let first = queue.next_batch(1).unwrap();
+        assert_eq!(first.entries[0].request.top_k, 1);
+        queue.charge_faces(first.entries[0].request.client, 11);
+        drop(first);
+        assert_eq!(order(&queue), [2, 2, 2, 2, 1, 1, 1]);
     }
 
     #[test]

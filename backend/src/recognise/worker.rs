@@ -82,6 +82,11 @@ impl Worker {
         let found: Vec<_> =
             batch.entries.iter().filter_map(|entry| Some((entry, self.find_faces(entry)?))).collect();
 
+        for (entry, found) in &found {
+            if let Ok(found) = found {
+                self.queue.charge_faces(entry.request.client, found.faces.len());
+            }
+        }
         // Clients may have left during detection.
         let mut awaited: Vec<_> = found.into_iter().filter(|(entry, _)| entry.request.is_awaited()).collect();
         let crops: Vec<RgbImage> = awaited
@@ -93,6 +98,10 @@ impl Worker {
         requests.dedup_by(|a, b| Arc::ptr_eq(a, b));
         let mut embeddings = Vec::with_capacity(crops.len());
         for chunk in crops.chunks(self.batch_images.max(1)) {
+            // Nobody may be left after the chunks before.
+            if !requests.iter().any(|request| request.is_awaited()) {
+                return Ok(());
+            }
             let embedding = Instant::now();
             embeddings.extend(self.pipeline.embedder().embed(chunk)?);
             let took = embedding.elapsed();

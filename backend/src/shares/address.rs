@@ -66,6 +66,12 @@ const PRIVATE: [Network; 6] = [
     Network { address: IpAddr::V6(Ipv6Addr::LOCALHOST), prefix: 128 },
 ];
 
+/// Returns whether an address is of a private network, or of the machine itself.
+pub fn is_private(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    PRIVATE.iter().any(|network| network.contains(address))
+}
+
 /// The proxies whose `X-Forwarded-For` is believed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustedProxies(Vec<Network>);
@@ -155,6 +161,27 @@ mod tests {
         }
         for outside in ["172.32.0.1", "8.8.8.8", "2001:db8::1"] {
             assert!(!private.contains(outside.parse().unwrap()), "{outside}");
+        }
+    }
+
+    /// Proxies that append to the header would let such a client choose its address.
+    #[test]
+    fn a_private_client_is_known_where_the_first_proxy_replaces_the_header() {
+        let private = proxies(&["private"]).unwrap();
+        let of = |forwarded: &[&str]| {
+            private.client("172.18.0.2".parse().unwrap(), forwarded.iter().copied()).to_string()
+        };
+        let (client, forged) = ("192.168.1.20", "198.51.100.1");
+        assert_eq!(of(&[client]), client);
+        assert_eq!(of(&[&format!("{forged}, {client}")]), forged);
+        for shipped in [
+            include_str!("../../../deploy/nginx/nginx.conf"),
+            include_str!("../../../deploy/nginx/virtual-machine.conf"),
+        ] {
+            let headers: Vec<_> =
+                shipped.lines().filter(|line| line.contains("proxy_set_header X-Forwarded-For")).collect();
+            assert!(!headers.is_empty());
+            assert!(headers.iter().all(|line| line.contains("X-Forwarded-For $remote_addr;")), "{headers:?}");
         }
     }
 

@@ -6,10 +6,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use super::{AddressKey, Limit, TrustedProxies};
+use super::{AddressKey, Limit, TrustedProxies, address::is_private};
 
 /// Connections beyond the bound that are served probes only.
 pub const SPARE_CONNECTIONS: usize = 32;
+/// Those of them that are kept for private networks and the machine itself, where probes come from.
+const SPARE_PRIVATE: usize = 8;
 /// The same of one address.
 const SPARE_PER_ADDRESS: usize = 4;
 
@@ -104,7 +106,8 @@ impl Connections {
                 is_spare: false,
             });
         };
-        if open.spare.total >= SPARE_CONNECTIONS || open.spare.of(address) >= SPARE_PER_ADDRESS {
+        let kept = if is_private(peer) { 0 } else { SPARE_PRIVATE };
+        if open.spare.total >= SPARE_CONNECTIONS - kept || open.spare.of(address) >= SPARE_PER_ADDRESS {
             return Admission::Refused(exceeded);
         }
         open.spare.add(address);
@@ -165,8 +168,12 @@ mod tests {
         assert_eq!(connections.open(), 14);
         let many: Vec<Admission> = (20..120).map(|last| connections.admit(address(last))).collect();
         let served = many.iter().filter(|admission| outcome(admission).0 == "probes").count();
-        assert_eq!(served, SPARE_CONNECTIONS - 4);
-        drop((of_one, of_proxy, many));
+        assert_eq!(served, SPARE_CONNECTIONS - SPARE_PRIVATE - 4);
+        let private: Vec<Admission> =
+            (1..20).map(|last| connections.admit(IpAddr::from([10, 0, 0, last]))).collect();
+        let served = private.iter().filter(|admission| outcome(admission).0 == "probes").count();
+        assert_eq!(served, SPARE_PRIVATE);
+        drop((of_one, of_proxy, many, private));
         assert_eq!(connections.open(), 0);
         assert_eq!(outcome(&connections.admit(address(1))), ("served", None));
     }

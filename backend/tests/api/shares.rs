@@ -153,8 +153,8 @@ async fn bodies_in_memory_are_bounded_by_client_and_in_all() {
     let server = start!(|config: &mut Config| {
         with_metrics(config);
         with_tokens(config, folder.path());
-        config.shares.body_budget_bytes = 4_000_000;
-        config.shares.client_body_bytes = 1_000_000;
+        config.shares.body_budget_bytes = Some(4_000_000);
+        config.shares.client_body_bytes = Some(1_000_000);
     });
     let path = "/face-recognition/get-results";
     let mut held = Vec::new();
@@ -339,6 +339,10 @@ fn peak_memory_mib(process: u32) -> u64 {
 
 /// Images that each round sends.
 const CROPS: u32 = 40;
+/// Clients that read nothing of their responses, and that send a byte now and then: with the others fewer than the usual limit of open
+/// files of the process that runs this test, 1024.
+const READERS: usize = 250;
+const DRIPPING: usize = 150;
 /// Bytes that each held body sends of those that it announces.
 const HELD_BYTES: usize = 4 << 20;
 
@@ -357,12 +361,12 @@ impl Attack {
         let server: SocketAddr = url.strip_prefix("http://").unwrap().parse().unwrap();
         let path = "/face-recognition/get-results";
         let mut held = Vec::new();
-        for _ in 0..500 {
+        for _ in 0..READERS {
             let mut reader = connect_from(3, server).await.unwrap();
             let _ = reader.write_all(LARGE_RESPONSES.repeat(16).as_bytes());
             held.push(reader);
         }
-        for _ in 0..300 {
+        for _ in 0..DRIPPING {
             let mut writer = connect_from(5, server).await.unwrap();
             let _ = writer.write_all(&head(path, Some(CAMERA), 57 << 20).as_bytes()[..20]);
             held.push(writer);
@@ -403,13 +407,15 @@ impl Attack {
             }));
         }
         // What the bodies hold arrives while the others attack.
-        let bodies: Vec<TcpStream> = held[800..].iter().map(|holder| holder.try_clone().unwrap()).collect();
+        let bodies: Vec<TcpStream> =
+            held[READERS + DRIPPING..].iter().map(|holder| holder.try_clone().unwrap()).collect();
         let filling = tokio::task::spawn_blocking(move || {
             for mut holder in bodies {
                 let _ = holder.write_all(&vec![7; HELD_BYTES]);
             }
         });
-        let slow: Vec<TcpStream> = held[500..800].iter().map(|writer| writer.try_clone().unwrap()).collect();
+        let slow: Vec<TcpStream> =
+            held[READERS..READERS + DRIPPING].iter().map(|writer| writer.try_clone().unwrap()).collect();
         let ended = Arc::clone(&over);
         let dripping = tokio::task::spawn_blocking(move || {
             while !ended.load(Ordering::Relaxed) {
@@ -429,6 +435,67 @@ impl Attack {
             task.await.unwrap();
         }
         drop(self.held);
+    }
+}
+
+/// One worker, for which a client keeps eight large images waiting: the crops of another are next, not behind them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn crops_do_not_wait_for_the_large_images_of_another_client() {
+    let _ = facepipe_test_support::require!("lfw10");
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens");
+    fs::write(&tokens, format!("camera {CAMERA}\ncamera {OTHER}\n")).unwrap();
+    let settings = [
+        "--listen",
+        "127.0.0.1:0",
+        "--metrics-listen",
+        "127.0.0.1:0",
+        "--token-file",
+        tokens.to_str().unwrap(),
+        "--queue-budget-ms",
+        "600000",
+    ];
+    let (running, url) = Running::start_in(folder.path(), &models, &settings, &[("RAYON_NUM_THREADS", "1")]);
+    let (metrics, client) = (running.metrics(), client());
+    let path = format!("{url}/face-recognition/get-results");
+    // More pixels than a batch has, so that each is one.
+    let ramp =
+        image::GrayImage::from_fn(2001, 2000, |x, y| image::Luma([u8::try_from((x + y) / 16).unwrap()]));
+    let mut large = std::io::Cursor::new(Vec::new());
+    ramp.write_to(&mut large, image::ImageFormat::Png).unwrap();
+    let large = large.into_inner();
+    let answered = Arc::<AtomicUsize>::default();
+    let senders: Vec<_> = (0..8)
+        .map(|_| {
+            let (client, path, large) = (client.clone(), path.clone(), large.clone());
+            let answered = Arc::clone(&answered);
+            tokio::spawn(async move {
+                loop {
+                    let form = Form::new().part("image", file(large.clone()));
+                    let answer = client.post(&path).bearer_auth(CAMERA).multipart(form).send().await;
+                    assert_eq!(answer.unwrap().status(), StatusCode::OK);
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let begun = Instant::now();
+    while value_of(&metrics, "facepipe_queue_images").await < 7.0 {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    let before = answered.load(Ordering::Relaxed);
+    let form = (1..=4).fold(Form::new(), |form, number| form.part("image", photograph("Tony_Blair", number)));
+    let answer = client.post(&path).bearer_auth(OTHER).multipart(form).send().await.unwrap();
+    let meanwhile = answered.load(Ordering::Relaxed) - before;
+    assert_eq!(answer.status(), StatusCode::OK);
+    // The one that was being recognised, and those that the clients had yet to read, or read just afterwards.
+    assert!(meanwhile <= 3, "{meanwhile} large images were answered before the crops");
+    for sender in senders {
+        assert!(!sender.is_finished());
+        sender.abort();
     }
 }
 

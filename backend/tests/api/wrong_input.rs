@@ -208,7 +208,7 @@ async fn images_beyond_the_default_limits_are_rejected_by_every_call() {
     for path in ["/dataset/x/image", "/face-recognition/get-results", "/face-recognition/store-results"] {
         let form = || Form::new().text("camera_id", "c").text("location", "l");
         let answer = server.send(path, form().part("image", file(bomb.clone()))).await;
-        let max_pixels = if path.ends_with("store-results") { 12_000_000 } else { 50_000_000 };
+        let max_pixels = if path.ends_with("store-results") { 13_000_000 } else { 50_000_000 };
         assert_eq!(
             answer.body["error"]["details"],
             json!({ "width": 20_000, "height": 20_000, "max_pixels": max_pixels })

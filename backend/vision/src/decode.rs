@@ -83,12 +83,18 @@ pub enum DecodeError {
     Corrupt(String),
 }
 
-/// A defect of a file whose picture could be decoded nevertheless.
+/// A remark on a picture that could be read: a defect of its file, or what was left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeNote {
     /// A JPEG has all of its pixels but no end marker: its sender cut off the last bytes.
     #[error("the JPEG has no end marker; its pixels are complete")]
     EndMissing,
+    /// It shows more faces than are recognised.
+    #[error("the image shows more than {max} faces; the smallest were left out")]
+    TooManyFaces {
+        /// The number of faces that were kept, the largest ones.
+        max: usize,
+    },
 }
 
 impl DecodeNote {
@@ -96,11 +102,12 @@ impl DecodeNote {
     pub fn code(self) -> &'static str {
         match self {
             Self::EndMissing => "jpeg_end_missing",
+            Self::TooManyFaces { .. } => "too_many_faces",
         }
     }
 }
 
-/// A decoded picture and the defects of its file.
+/// A decoded picture and remarks on its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decoded {
     /// Upright.
@@ -109,6 +116,8 @@ pub struct Decoded {
     pub notes: Vec<DecodeNote>,
 }
 
+/// Allowance for what a header needs beside twice the bytes of its file: an unpacked colour profile and a row.
+const HEADER_OVERHEAD: u64 = 4 * 1024 * 1024;
 /// Allowance for a decoder's own buffers (rows, tables, a palette) beside the pixels.
 const DECODER_OVERHEAD: u64 = 64 * 1024 * 1024;
 /// 16-bit RGBA, the widest pixel format of the decoders.
@@ -148,9 +157,14 @@ fn check_bytes(bytes: &[u8], limits: &DecodeLimits) -> Result<(), DecodeError> {
 
 /// Opens a file of a supported format; reads no more than its header.
 fn open(bytes: &[u8]) -> Result<(impl ImageDecoder, ImageFormat), DecodeError> {
-    let reader = ImageReader::new(Cursor::new(bytes))
+    let mut reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
         .map_err(|e| DecodeError::Corrupt(e.to_string()))?;
+    // The PNG decoder unpacks the colour profile with the header. It leaves out one that exceeds the limit.
+    let mut allocation = Limits::no_limits();
+    let file = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    allocation.max_alloc = Some(file.saturating_mul(2).saturating_add(HEADER_OVERHEAD));
+    reader.limits(allocation);
     let Some(format) = reader.format().filter(ImageFormat::reading_enabled) else {
         return Err(DecodeError::UnknownFormat);
     };
@@ -436,5 +450,35 @@ impl Scans {
     fn cover_all_coefficients(&self) -> bool {
         !self.components.is_empty()
             && self.components.iter().all(|(_, left)| left.iter().all(|&bits| bits == 0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use image::{ExtendedColorType, ImageEncoder, codecs::png::PngEncoder};
+
+    use super::*;
+
+    /// Returns a PNG of one pixel with a colour profile of this many zeros.
+    fn png_with_profile(bytes: usize) -> Vec<u8> {
+        let mut file = Vec::new();
+        let mut encoder = PngEncoder::new(&mut file);
+        encoder.set_icc_profile(vec![0; bytes]).unwrap();
+        encoder.write_image(&[1, 2, 3], 1, 1, ExtendedColorType::Rgb8).unwrap();
+        file
+    }
+
+    #[test]
+    fn a_colour_profile_that_unpacks_to_a_multiple_of_its_file_is_left_out() {
+        let profile = |file: &[u8]| {
+            let (mut decoder, _) = open(file).unwrap();
+            decoder.icc_profile().unwrap().map(|profile| profile.len())
+        };
+        let usual = 3 * 1024 * 1024;
+        assert_eq!(profile(&png_with_profile(usual)), Some(usual));
+        let bomb = png_with_profile(32 * 1024 * 1024);
+        assert!(bomb.len() < 1024 * 1024, "{} bytes", bomb.len());
+        assert_eq!(profile(&bomb), None);
+        assert_eq!(decode_image(&bomb, &DecodeLimits::default()).unwrap().as_raw(), &[1, 2, 3]);
     }
 }

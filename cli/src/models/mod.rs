@@ -68,6 +68,7 @@ pub struct Options {
 }
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one per run of the program")]
 enum Action {
     /// Lists all entries with their purpose and state (by file size; `verify` checks the contents).
     List {

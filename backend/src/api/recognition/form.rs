@@ -25,8 +25,8 @@ const MAX_RUN_CHARACTERS: usize = 64;
 /// at all.
 #[derive(Default, Apiv2Schema)]
 pub struct RecognitionForm {
-    /// 1 to 64 images: JPEG, PNG, WebP, BMP or GIF, each at most 10 MiB and 50 million pixels, 12 million in
-    /// store-results and send-results, and 200 million together (all can be configured). Their EXIF orientation is applied.
+    /// 1 to 64 images: JPEG, PNG, WebP, BMP or GIF, each at most 10 MiB and 50 million pixels, 13 million in
+    /// store-results and send-results, and 300 million together (all can be configured). Their EXIF orientation is applied.
     image: Vec<ImagePart>,
     /// Which camera took them: 1 to 200 characters, no control characters. May be left out, or must be the same, where the token
     /// is that of a camera.

@@ -185,14 +185,14 @@ pub struct ImageError {
     pub error: ErrorDetail,
 }
 
-/// A remark on an image that could be read although its file is defective.
+/// A remark on an image that could be read: a defect of its file, or faces that were left out.
 #[derive(Serialize, Apiv2Schema)]
 pub struct ImageNote {
     /// Which of the request's images, from 0.
     #[openapi(minimum = 0, example = "0")]
     image: usize,
     /// Stable, for programs. `jpeg_end_missing`: a JPEG has all of its pixels and no end marker; its last bytes were cut
-    /// off.
+    /// off. `too_many_faces`: the image shows more than 256 faces, of which the largest were recognised.
     #[openapi(example = "jpeg_end_missing")]
     code: &'static str,
     /// For people.
