@@ -158,6 +158,7 @@ impl RefusalKind {
         }
     }
 
+    /// Returns a row for `calls` refusals.
     fn entry(self, calls: i64) -> AuditEntry {
         AuditEntry {
             at: now(),
@@ -191,14 +192,14 @@ async fn write(
                 if received == 0 {
                     break;
                 }
-                write_rows(&database, std::mem::take(&mut rows)).await;
+                write_rows(&database, &refusals, std::mem::take(&mut rows)).await;
             }
             _ = interval.tick() => write_refusals(&database, &refusals).await,
             () = stop.cancelled() => {
                 // The last requests have been answered: only refusals, for which nobody waits, may still come.
                 waiting.close();
                 while waiting.recv_many(&mut rows, MAX_ROWS).await > 0 {
-                    write_rows(&database, std::mem::take(&mut rows)).await;
+                    write_rows(&database, &refusals, std::mem::take(&mut rows)).await;
                 }
                 break;
             }
@@ -213,14 +214,33 @@ async fn write_refusals(database: &Database, refusals: &Mutex<HashMap<RefusalKin
     let rows: Vec<Pending> =
         more.map(|(kind, calls)| Pending { entry: kind.entry(calls), written: None }).collect();
     if !rows.is_empty() {
-        write_rows(database, rows).await;
+        write_rows(database, refusals, rows).await;
     }
 }
 
-async fn write_rows(database: &Database, pending: Vec<Pending>) {
-    let (entries, waiters): (Vec<AuditEntry>, Vec<_>) =
-        pending.into_iter().map(|pending| (pending.entry, pending.written)).unzip();
-    let outcome = match database.append_audit(entries).await {
+async fn write_rows(database: &Database, refusals: &Mutex<HashMap<RefusalKind, i64>>, pending: Vec<Pending>) {
+    let entries =
+        |pending: &[Pending]| pending.iter().map(|pending| pending.entry.clone()).collect::<Vec<_>>();
+    let mut outcome = append(database, entries(&pending)).await;
+    let (awaited, others): (Vec<Pending>, Vec<Pending>) =
+        pending.into_iter().partition(|pending| pending.written.is_some());
+    if let Err(error) = &outcome
+        && !others.is_empty()
+    {
+        // A refusal that cannot be written must not keep others from working.
+        if matches!(error, AuditError::Failed(_)) && !awaited.is_empty() {
+            outcome = append(database, entries(&awaited)).await;
+        }
+        count_again(refusals, others);
+    }
+    for written in awaited.into_iter().filter_map(|pending| pending.written) {
+        // The client may have left.
+        let _ = written.send(outcome.clone());
+    }
+}
+
+async fn append(database: &Database, entries: Vec<AuditEntry>) -> Result<(), AuditError> {
+    match database.append_audit(entries).await {
         Ok(rows) => {
             rows.iter().for_each(forward);
             Ok(())
@@ -229,10 +249,18 @@ async fn write_rows(database: &Database, pending: Vec<Pending>) {
             tracing::error!(%error, "cannot write the audit log");
             Err(AuditError::from(&error))
         }
-    };
-    for written in waiters.into_iter().flatten() {
-        // The client may have left.
-        let _ = written.send(outcome.clone());
+    }
+}
+
+/// Counts refusals whose rows could not be written with the next ones of their kind.
+fn count_again(refusals: &Mutex<HashMap<RefusalKind, i64>>, rows: Vec<Pending>) {
+    let mut refusals = refusals.lock().unwrap_or_else(PoisonError::into_inner);
+    for Pending { entry, .. } in rows {
+        let mut kind = RefusalKind::of(&entry);
+        if !refusals.contains_key(&kind) && refusals.len() >= MAX_KINDS {
+            kind = RefusalKind::of_many(&entry);
+        }
+        *refusals.entry(kind).or_insert(0) += entry.calls;
     }
 }
 
@@ -357,6 +385,27 @@ mod tests {
             rows += 1;
         }
         assert_eq!(rows + refusals.values().sum::<i64>(), 5500);
+    }
+
+    #[test]
+    fn refusals_that_could_not_be_written_are_counted_with_the_next() {
+        let (queue, mut waiting) = mpsc::channel(MAX_WAITING);
+        let log = AuditLog { queue: Some(queue), refusals: Arc::default() };
+        (0..2 * MAX_KINDS).for_each(|address| log.refuse(refusal(&address.to_string())));
+        (0..3).for_each(|_| log.refuse(refusal("0")));
+        let taken = std::mem::take(&mut *log.refusals.lock().unwrap());
+        let mut rows: Vec<Pending> = Vec::new();
+        while let Ok(row) = waiting.try_recv() {
+            rows.push(row);
+        }
+        rows.extend(
+            taken.into_iter().map(|(kind, calls)| Pending { entry: kind.entry(calls), written: None }),
+        );
+        count_again(&log.refusals, rows);
+        let refusals = log.refusals.lock().unwrap();
+        assert!(refusals.len() <= MAX_KINDS + 1, "{}", refusals.len());
+        assert_eq!(refusals.values().sum::<i64>(), i64::try_from(2 * MAX_KINDS + 3).unwrap());
+        assert_eq!(refusals[&RefusalKind::of(&refusal("0"))], 4);
     }
 
     #[test]

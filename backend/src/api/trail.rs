@@ -27,6 +27,7 @@ use crate::{
         UnknownId, now,
     },
     error::ApiError,
+    metrics::known_method,
     request_id::RequestId,
 };
 
@@ -137,7 +138,9 @@ pub async fn record_refusals(
         let principal = principal.unwrap_or_else(|| state.access.anonymous());
         let pattern = request.match_pattern();
         let path = pattern.map_or_else(|| "-".to_owned(), |pattern| without_patterns(&pattern));
-        let route = format!("{} {path}", super::head::sent_method(request));
+        let method = super::head::sent_method(request);
+        // Clients choose other methods, which may be long: they would not fit the column.
+        let route = format!("{} {path}", known_method(&method).unwrap_or("OTHER"));
         let call = Call { action: AuditAction::Refuse, principal, address, route };
         state.audit.refuse(call.entry(AuditOutcome::Refused, Some(status), Subject::default()));
     }
