@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::{AuditEntry, AuditOutcome, AuditRow, Micros, now},
+    domain::{AuditEntry, AuditOutcome, AuditRow, CLOCK_UNSET_BEFORE, Micros, now},
     store::{Database, StoreError},
 };
 
@@ -30,7 +30,9 @@ const TRIM_INTERVAL: Duration = Duration::from_secs(3600);
 const TRIM_MARGIN: Duration = Duration::from_secs(86_400);
 /// Rows that are removed in one transaction.
 const TRIM_BATCH: i64 = 10_000;
-/// A clock that is ahead of the newest row by more than this may have jumped.
+/// A row whose time is ahead of the clock by more than this has an impossible time.
+const AHEAD: Duration = Duration::from_secs(86_400);
+/// A clock that is ahead of the last look by more than this, or by half of the age, may have jumped.
 const LONGEST_GAP: Duration = Duration::from_secs(14 * 86_400);
 /// How long a server must have been running with such a clock before it is trusted.
 const CLOCK_TRUST_DELAY: Duration = Duration::from_secs(86_400);
@@ -289,7 +291,7 @@ fn forward(row: &AuditRow) {
 pub async fn run_trimming(database: Database, max_age: Duration, stop: CancellationToken) {
     let mut clock = ClockWatch::default();
     loop {
-        match trim(&database, max_age, &mut clock).await {
+        match trim(&database, max_age, &mut clock, &stop).await {
             Ok(0) => (),
             Ok(rows) => tracing::info!(rows, "removed rows of the audit log, older than audit_max_age_days"),
             Err(error) => tracing::warn!(%error, "cannot remove old rows of the audit log"),
@@ -301,42 +303,65 @@ pub async fn run_trimming(database: Database, max_age: Duration, stop: Cancellat
     }
 }
 
-async fn trim(database: &Database, max_age: Duration, clock: &mut ClockWatch) -> Result<i64, StoreError> {
-    let Some((oldest, newest)) = database.audit_times().await? else { return Ok(0) };
+async fn trim(
+    database: &Database,
+    max_age: Duration,
+    clock: &mut ClockWatch,
+    stop: &CancellationToken,
+) -> Result<i64, StoreError> {
     let now = now();
-    if clock.is_doubted(now, newest) {
+    if now < CLOCK_UNSET_BEFORE {
+        return Ok(0);
+    }
+    let until = now.saturating_add(micros(AHEAD));
+    let Some((oldest, newest)) = database.audit_times(until).await? else { return Ok(0) };
+    // Stored, so that a restart changes nothing. Before the first look, the newest row stands for the last one: later rows
+    // have the time of the clock in question and must not confirm it.
+    let last = match database.last_audit_trim().await? {
+        Some(last) => last,
+        None => {
+            database.audit_trim_finished(newest).await?;
+            newest
+        }
+    };
+    if clock.is_doubted(now, last, max_age) {
         tracing::warn!(
-            "the clock is far ahead of the newest row of the audit log: no row is removed for a day"
+            "the clock is far ahead of the last look for old rows of the audit log: no row is removed until the server has \
+             run for a day"
         );
         return Ok(0);
     }
     let before = now.saturating_sub(micros(max_age));
-    if oldest >= before.saturating_sub(micros(TRIM_MARGIN)) {
-        return Ok(0);
-    }
     let mut removed = 0;
-    loop {
-        let rows = database.trim_audit(before, TRIM_BATCH, now).await?;
-        removed += rows;
-        if rows < TRIM_BATCH {
-            return Ok(removed);
+    if oldest < before.saturating_sub(micros(TRIM_MARGIN)) {
+        loop {
+            let rows = database.trim_audit(before, until, TRIM_BATCH, now).await?;
+            removed += rows;
+            if rows < TRIM_BATCH {
+                break;
+            }
+            if stop.is_cancelled() {
+                return Ok(removed);
+            }
         }
     }
+    database.audit_trim_finished(now).await?;
+    Ok(removed)
 }
 
-/// Doubts a clock that is far ahead of the newest row, until the server has run with it for a day: rows that are written
-/// meanwhile have the time of the same clock.
+/// Doubts a clock that is far ahead of the last look, until the server has run with it for a day.
 #[derive(Default)]
 struct ClockWatch {
     doubted_since: Option<Instant>,
 }
 
 impl ClockWatch {
-    fn is_doubted(&mut self, now: Micros, newest: Micros) -> bool {
-        if now.saturating_sub(newest) > micros(LONGEST_GAP) {
-            self.doubted_since.get_or_insert_with(Instant::now);
+    fn is_doubted(&mut self, now: Micros, last: Micros, max_age: Duration) -> bool {
+        if now.saturating_sub(last) <= micros(LONGEST_GAP.min(max_age / 2)) {
+            self.doubted_since = None;
+            return false;
         }
-        self.doubted_since.is_some_and(|since| since.elapsed() < CLOCK_TRUST_DELAY)
+        self.doubted_since.get_or_insert_with(Instant::now).elapsed() < CLOCK_TRUST_DELAY
     }
 }
 
@@ -410,11 +435,14 @@ mod tests {
 
     #[test]
     fn a_clock_that_jumped_is_doubted() {
-        let day = micros(Duration::from_secs(86_400));
+        let (day, year) = (micros(Duration::from_secs(86_400)), Duration::from_secs(365 * 86_400));
         let mut clock = ClockWatch::default();
-        assert!(!clock.is_doubted(100 * day, 99 * day));
-        assert!(clock.is_doubted(1000 * day, 100 * day));
-        // The newest row now has the new time.
-        assert!(clock.is_doubted(1000 * day, 1000 * day));
+        assert!(!clock.is_doubted(100 * day, 99 * day, year));
+        assert!(clock.is_doubted(1000 * day, 100 * day, year));
+        // Corrected.
+        assert!(!clock.is_doubted(101 * day, 100 * day, year));
+        // After a restart, too.
+        assert!(ClockWatch::default().is_doubted(1000 * day, 100 * day, year));
+        assert!(clock.is_doubted(103 * day, 100 * day, year / 73));
     }
 }

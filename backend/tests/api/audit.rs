@@ -269,6 +269,8 @@ async fn old_entries_are_removed_and_the_rest_can_be_verified() {
         server.get("/people").await.expect(StatusCode::OK);
     }
     server.execute("UPDATE audit_log SET at = 1700000000000000 WHERE id <= 5");
+    // A row of a server whose clock was decades ahead.
+    server.execute("UPDATE audit_log SET at = 4000000000000000 WHERE id = 2");
     let server = server.restart().await;
     until(|| server.lines("SELECT route AS line FROM audit_log WHERE action = 'trim'").len() == 1).await;
     let verified = verification(&server).await;
@@ -289,6 +291,27 @@ async fn old_entries_are_removed_and_the_rest_can_be_verified() {
          trimmed_hash = (SELECT previous_hash FROM audit_log WHERE id = 7)",
     );
     assert_eq!(verification(&server).await["broken"]["fault"], "beginning");
+}
+
+#[tokio::test]
+async fn a_clock_that_may_have_jumped_removes_no_entry_after_a_restart_either() {
+    let server = start!(|config| config.audit.audit_max_age_days = 30);
+    for _ in 0..3 {
+        server.get("/people").await.expect(StatusCode::OK);
+    }
+    server.execute("UPDATE audit_log SET at = 1700000000000000");
+    server.execute("DELETE FROM task_runs WHERE task = 'audit'");
+    let looked = "SELECT CONCAT('', finished_at) AS line FROM task_runs WHERE task = 'audit'";
+    let mut server = server.restart().await;
+    until(|| server.lines(looked) == ["1700000000000000"]).await;
+    for _ in 0..2 {
+        // The newest entry now has the time of the clock in question.
+        server.get("/people").await.expect(StatusCode::OK);
+        server = server.restart().await;
+    }
+    let server = server.restart().await;
+    assert_eq!(server.lines(looked), ["1700000000000000"]);
+    assert_eq!(server.lines("SELECT route AS line FROM audit_log").len(), 5);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use facepipe_shared::hex;
 
 use super::{
     AnyConnection, Database, names,
-    schema::{audit_chain, audit_log, images},
+    schema::{audit_chain, audit_log, images, task_runs},
 };
 use crate::{
     domain::{
@@ -24,6 +24,8 @@ use crate::{
 const CHECKED_AT_ONCE: i64 = 1000;
 /// How often a check begins again because rows were removed meanwhile.
 const MAX_CHECKS: u32 = 4;
+/// The row of `task_runs` with the time of the last look for rows that are too old.
+const TRIM_TASK: &str = "audit";
 
 /// The outcome of a check of the whole log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,23 +161,21 @@ impl Database {
     }
 
     /// Removes the oldest rows that are older than `before`, at most `batch` of them, and adds a row that says so. Returns
-    /// their number.
+    /// their number. A row that is newer than `until` has an impossible time: it goes with older rows that follow it.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn trim_audit(&self, before: Micros, batch: i64, now: Micros) -> Result<i64, StoreError> {
+    pub async fn trim_audit(
+        &self,
+        before: Micros,
+        until: Micros,
+        batch: i64,
+        now: Micros,
+    ) -> Result<i64, StoreError> {
         self.write(move |connection| {
             let state = lock_chain(connection)?;
-            // Servers' clocks differ: the first row that must stay keeps all after it.
-            let kept: Option<i64> = audit_log::table
-                .filter(audit_log::at.ge(before))
-                .select(min(audit_log::id))
-                .first(connection)?;
-            let last = kept.map_or(state.last_id, |kept| kept - 1).min(state.trimmed_id + batch);
+            let Some(last) = last_to_trim(connection, &state, before, until, batch)? else { return Ok(0) };
             let removed = last - state.trimmed_id;
-            if removed <= 0 {
-                return Ok(0);
-            }
             let hash: Option<String> =
                 audit_log::table.find(last).select(audit_log::hash).first(connection).optional()?;
             let hash = hash.ok_or_else(|| {
@@ -206,12 +206,43 @@ impl Database {
         .await
     }
 
-    /// Returns the times of the oldest and of the newest row.
+    /// Returns when a server last looked for rows that are too old, with a clock that it trusted; `None` if never.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn audit_times(&self) -> Result<Option<(Micros, Micros)>, StoreError> {
-        self.read(|connection| {
+    pub async fn last_audit_trim(&self) -> Result<Option<Micros>, StoreError> {
+        self.read(trimmed_at).await
+    }
+
+    /// Records that a server looked for rows that are too old.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn audit_trim_finished(&self, moment: Micros) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            // One server at a time adds the row.
+            lock_chain(connection)?;
+            let moment = Some(moment);
+            if trimmed_at(connection)?.is_none() {
+                diesel::insert_into(task_runs::table)
+                    .values((task_runs::task.eq(TRIM_TASK), task_runs::finished_at.eq(moment)))
+                    .execute(connection)?;
+            } else {
+                diesel::update(task_runs::table.find(TRIM_TASK))
+                    .set(task_runs::finished_at.eq(moment))
+                    .execute(connection)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Returns the times of the oldest and of the newest row, without rows that are newer than `until`.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn audit_times(&self, until: Micros) -> Result<Option<(Micros, Micros)>, StoreError> {
+        self.read(move |connection| {
             // Two statements: each reads one end of the index.
             let believable = || audit_log::table.filter(audit_log::at.le(until));
             let oldest: Option<Micros> = believable().select(min(audit_log::at)).first(connection)?;
@@ -220,6 +251,49 @@ impl Database {
         })
         .await
     }
+}
+
+/// Returns when a server last looked for rows that are too old. The row is never without a time.
+fn trimmed_at(connection: &mut AnyConnection) -> Result<Option<Micros>, StoreError> {
+    let row = task_runs::table.find(TRIM_TASK).select(task_runs::finished_at);
+    Ok(row.first::<Option<Micros>>(connection).optional()?.flatten())
+}
+
+/// Returns the last of the next `batch` rows that can be removed; `None` if the first one must stay. Reads no others, since
+/// the chain is locked meanwhile.
+fn last_to_trim(
+    connection: &mut AnyConnection,
+    state: &AuditChain,
+    before: Micros,
+    until: Micros,
+    batch: i64,
+) -> Result<Option<i64>, StoreError> {
+    let end = state.last_id.min(state.trimmed_id + batch);
+    // Servers' clocks differ: the first row that must stay keeps all after it.
+    let kept: Option<i64> = audit_log::table
+        .filter(audit_log::id.le(end))
+        .filter(audit_log::at.between(before, until))
+        .select(min(audit_log::id))
+        .first(connection)?;
+    if kept.is_none() {
+        // The age of rows from an impossible time shows in the next row with a possible one.
+        let next: Option<Micros> = audit_log::table
+            .filter(audit_log::id.gt(end))
+            .filter(audit_log::at.le(until))
+            .order(audit_log::id.asc())
+            .select(audit_log::at)
+            .first(connection)
+            .optional()?;
+        if next.is_some_and(|at| at < before) {
+            return Ok(Some(end));
+        }
+    }
+    let last: Option<i64> = audit_log::table
+        .filter(audit_log::id.le(kept.map_or(end, |kept| kept - 1)))
+        .filter(audit_log::at.lt(before))
+        .select(max(audit_log::id))
+        .first(connection)?;
+    Ok(last.filter(|last| *last > state.trimmed_id))
 }
 
 /// The columns of a row, in the order of [`AuditRow`].
