@@ -187,7 +187,7 @@ fn audited(request: &ServiceRequest) -> Option<(web::Data<State>, Call)> {
     let route = routes::matching(request.match_info().unprocessed())?;
     let method = routes::method_of(route, request.method())?;
     let action = method.audit?;
-    if action == AuditAction::Recognise && is_camera(&principal) {
+    if action == AuditAction::Recognise && is_camera(&principal, method.scope) {
         return None;
     }
     let address = Some(client_address(request, state).to_string());
@@ -195,12 +195,14 @@ fn audited(request: &ServiceRequest) -> Option<(web::Data<State>, Call)> {
     Some((state.clone(), Call { action, principal, address, route }))
 }
 
-/// Returns whether a principal recognises faces as a camera does, without anybody who looks.
-fn is_camera(principal: &Principal) -> bool {
+/// Returns whether a principal recognises faces as a camera does, without anybody who looks. `scope` is that of the call.
+fn is_camera(principal: &Principal, scope: Option<Scope>) -> bool {
     match principal.kind {
         PrincipalKind::Camera => true,
         PrincipalKind::File => !principal.scopes.allows(Scope::Admin),
-        PrincipalKind::Person | PrincipalKind::Local | PrincipalKind::Anonymous => false,
+        // Without tokens, it is cameras that upload.
+        PrincipalKind::Local => scope == Some(Scope::Upload),
+        PrincipalKind::Person | PrincipalKind::Anonymous => false,
     }
 }
 
