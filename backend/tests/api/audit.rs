@@ -315,6 +315,25 @@ async fn a_clock_that_may_have_jumped_removes_no_entry_after_a_restart_either() 
 }
 
 #[tokio::test]
+async fn an_erased_person_leaves_no_id_of_an_image_that_others_failed_to_erase() {
+    let server = start!();
+    server.post("/dataset/Ada").await.expect(StatusCode::CREATED);
+    let added = server.post_json("/people", &json!({ "face_id": "Tony_Blair" })).await;
+    let person = added.expect(StatusCode::CREATED)["person_id"].as_str().unwrap().to_owned();
+    let form = Form::new().part("image", photograph("Tony_Blair", 1));
+    let image = server.send(&format!("/people/{person}/images"), form).await.expect(StatusCode::CREATED);
+    let image = image["image_id"].as_str().unwrap().to_owned();
+    let wrong = server.delete(&format!("/dataset/Ada/image/{image}")).await;
+    assert_eq!(wrong.status, StatusCode::NOT_FOUND);
+    server.get("/database/detections/7").await.expect_error(404, "detection_not_found");
+    let ids = || server.lines("SELECT COALESCE(object_id, '') AS line FROM audit_log");
+    assert!(ids().contains(&image) && !ids().contains(&"7".to_owned()), "{:?}", ids());
+    server.delete(&format!("/people/{person}")).await.expect(StatusCode::NO_CONTENT);
+    assert!(!ids().contains(&image) && !ids().contains(&person), "{:?}", ids());
+    assert_eq!(verification(&server).await["intact"], true);
+}
+
+#[tokio::test]
 async fn an_upgrade_keeps_everything_and_begins_the_log() {
     let server = start!();
     server.enrol("Tony_Blair", &[1]).await;

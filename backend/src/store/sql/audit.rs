@@ -9,8 +9,10 @@ use diesel::{
 use facepipe_shared::hex;
 
 use super::{
-    AnyConnection, Database, names,
-    schema::{audit_chain, audit_log, images, task_runs},
+    AnyConnection, Database, MAX_VARIABLES, names,
+    schema::{
+        audit_chain, audit_log, detections, images, merged_unknowns, named_unknowns, task_runs, unknowns,
+    },
 };
 use crate::{
     domain::{
@@ -357,7 +359,7 @@ fn append(connection: &mut AnyConnection, entries: &[AuditEntry]) -> Result<Vec<
         if entry.has_erased()
             && let Some(hash) = &row.object_hash
         {
-            remove_ids(connection, hash)?;
+            remove_ids(connection, std::slice::from_ref(hash))?;
         }
         insert(connection, &row)?;
         (state.last_id, state.last_hash) = (row.id, row.hash.clone());
@@ -437,12 +439,32 @@ fn keeps_id(
             row.first::<String>(connection).optional()?.is_some()
         }
         AuditObjectKind::Log => true,
-        AuditObjectKind::Detection
-        | AuditObjectKind::Unknown
-        | AuditObjectKind::Model
-        | AuditObjectKind::Job
-        | AuditObjectKind::Principal => entry.outcome != AuditOutcome::Failed,
+        AuditObjectKind::Detection => match object.id.parse::<i64>() {
+            Ok(id) => {
+                let row = detections::table.find(id).select(detections::id);
+                row.first::<i64>(connection).optional()?.is_some()
+            }
+            Err(_) => false,
+        },
+        AuditObjectKind::Unknown => has_unknown(connection, &object.id)?,
+        AuditObjectKind::Model | AuditObjectKind::Job | AuditObjectKind::Principal => {
+            entry.outcome != AuditOutcome::Failed
+        }
     })
+}
+
+/// Returns whether there is a group of unknown faces, or what it became: another group or a person.
+fn has_unknown(connection: &mut AnyConnection, id: &str) -> Result<bool, StoreError> {
+    let own = unknowns::table.filter(unknowns::public_id.eq(id)).select(unknowns::public_id);
+    if own.first::<String>(connection).optional()?.is_some() {
+        return Ok(true);
+    }
+    let merged = merged_unknowns::table.find(id).select(merged_unknowns::public_id);
+    if merged.first::<String>(connection).optional()?.is_some() {
+        return Ok(true);
+    }
+    let named = named_unknowns::table.find(id).select(named_unknowns::public_id);
+    Ok(named.first::<String>(connection).optional()?.is_some())
 }
 
 fn insert(connection: &mut AnyConnection, row: &AuditRow) -> Result<(), StoreError> {
@@ -471,31 +493,46 @@ fn insert(connection: &mut AnyConnection, row: &AuditRow) -> Result<(), StoreErr
     Ok(())
 }
 
-/// Removes the ids of an erased person and of what belongs to that person; part of the transaction that erases, at its end.
-pub(super) fn forget_person(connection: &mut AnyConnection, person: PersonId) -> Result<(), StoreError> {
-    forget(connection, AuditObjectKind::Person, &person.to_string())
+/// Removes the ids of an erased person and of what belongs to that person, also where a row does not say whose it is: of
+/// images, and of groups of unknown faces that became the person. Part of the transaction that erases, at its end.
+pub(super) fn forget_person(
+    connection: &mut AnyConnection,
+    person: PersonId,
+    images: &[String],
+    unknowns: &[String],
+) -> Result<(), StoreError> {
+    let person = person.to_string();
+    let images = images.iter().map(|id| (AuditObjectKind::Image, id.as_str()));
+    let unknowns = unknowns.iter().map(|id| (AuditObjectKind::Unknown, id.as_str()));
+    let objects = [(AuditObjectKind::Person, person.as_str())].into_iter().chain(images).chain(unknowns);
+    forget(connection, objects)
 }
 
 /// Removes the ids of an erased image.
 pub(super) fn forget_image(connection: &mut AnyConnection, image: &str) -> Result<(), StoreError> {
-    forget(connection, AuditObjectKind::Image, image)
+    forget(connection, [(AuditObjectKind::Image, image)])
 }
 
-fn forget(connection: &mut AnyConnection, kind: AuditObjectKind, id: &str) -> Result<(), StoreError> {
+fn forget<'a>(
+    connection: &mut AnyConnection,
+    objects: impl IntoIterator<Item = (AuditObjectKind, &'a str)>,
+) -> Result<(), StoreError> {
     // Locked, so that a row that is being added either is seen here or sees the erasure.
     let state = lock_chain(connection)?;
     if state.hash_key.is_empty() {
         return Ok(());
     }
-    remove_ids(connection, &ObjectHasher::new(&state.hash_key).hash(kind, id))
+    let hasher = ObjectHasher::new(&state.hash_key);
+    let hashes: Vec<String> = objects.into_iter().map(|(kind, id)| hasher.hash(kind, id)).collect();
+    hashes.chunks(MAX_VARIABLES).try_for_each(|hashes| remove_ids(connection, hashes))
 }
 
-fn remove_ids(connection: &mut AnyConnection, hash: &str) -> Result<(), StoreError> {
+fn remove_ids(connection: &mut AnyConnection, hashes: &[String]) -> Result<(), StoreError> {
     // Two statements: each can use its index.
-    diesel::update(audit_log::table.filter(audit_log::object_hash.eq(hash)))
+    diesel::update(audit_log::table.filter(audit_log::object_hash.eq_any(hashes.to_vec())))
         .set(audit_log::object_id.eq(None::<String>))
         .execute(connection)?;
-    diesel::update(audit_log::table.filter(audit_log::person_hash.eq(hash)))
+    diesel::update(audit_log::table.filter(audit_log::person_hash.eq_any(hashes.to_vec())))
         .set(audit_log::object_id.eq(None::<String>))
         .execute(connection)?;
     Ok(())
