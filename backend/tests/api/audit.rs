@@ -82,6 +82,10 @@ async fn every_look_and_act_leaves_an_entry_that_names_nobody() {
     server.get("/people").await.expect_error(403, "forbidden");
     use_token(&mut server, None);
     server.delete(&format!("/people/{person}")).await.expect_error(401, "unauthorized");
+    // The column takes no such method, whose row must not keep others from being written.
+    let long = Method::from_bytes("X".repeat(300).as_bytes()).unwrap();
+    let refused = server.client.request(long, format!("{}/people", server.url)).send().await.unwrap();
+    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
     use_token(&mut server, Some(ADMIN));
     // The dataset may be locked until the embeddings are computed.
     while server.delete(&format!("/people/{person}")).await.status == StatusCode::LOCKED {
@@ -112,6 +116,7 @@ async fn every_look_and_act_leaves_an_entry_that_names_nobody() {
         ("look", "GET /unknowns/{unknown_id}", "failed", Some(404)),
         ("refuse", "GET /people", "refused", Some(403)),
         ("refuse", "DELETE /people/{person_id}", "refused", Some(401)),
+        ("refuse", "OTHER /people", "refused", Some(401)),
         ("erase", "DELETE /people/{person_id}", "done", Some(204)),
     ] {
         assert_eq!(number(&entry(action, route, outcome, status)), 1, "{action} {route}: {found:#?}");
