@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    domain::{AuditEntry, AuditOutcome, AuditRow, Micros, now},
+    domain::{AuditEntry, AuditOutcome, AuditRow, CLOCK_UNSET_BEFORE, Micros, now},
     store::{Database, StoreError},
 };
 
@@ -30,7 +30,9 @@ const TRIM_INTERVAL: Duration = Duration::from_secs(3600);
 const TRIM_MARGIN: Duration = Duration::from_secs(86_400);
 /// Rows that are removed in one transaction.
 const TRIM_BATCH: i64 = 10_000;
-/// A clock that is ahead of the newest row by more than this may have jumped.
+/// A row whose time is ahead of the clock by more than this has an impossible time.
+const AHEAD: Duration = Duration::from_secs(86_400);
+/// A clock that is ahead of the last look by more than this, or by half of the age, may have jumped.
 const LONGEST_GAP: Duration = Duration::from_secs(14 * 86_400);
 /// How long a server must have been running with such a clock before it is trusted.
 const CLOCK_TRUST_DELAY: Duration = Duration::from_secs(86_400);
@@ -158,6 +160,7 @@ impl RefusalKind {
         }
     }
 
+    /// Returns a row for `calls` refusals.
     fn entry(self, calls: i64) -> AuditEntry {
         AuditEntry {
             at: now(),
@@ -191,14 +194,14 @@ async fn write(
                 if received == 0 {
                     break;
                 }
-                write_rows(&database, std::mem::take(&mut rows)).await;
+                write_rows(&database, &refusals, std::mem::take(&mut rows)).await;
             }
             _ = interval.tick() => write_refusals(&database, &refusals).await,
             () = stop.cancelled() => {
                 // The last requests have been answered: only refusals, for which nobody waits, may still come.
                 waiting.close();
                 while waiting.recv_many(&mut rows, MAX_ROWS).await > 0 {
-                    write_rows(&database, std::mem::take(&mut rows)).await;
+                    write_rows(&database, &refusals, std::mem::take(&mut rows)).await;
                 }
                 break;
             }
@@ -213,14 +216,33 @@ async fn write_refusals(database: &Database, refusals: &Mutex<HashMap<RefusalKin
     let rows: Vec<Pending> =
         more.map(|(kind, calls)| Pending { entry: kind.entry(calls), written: None }).collect();
     if !rows.is_empty() {
-        write_rows(database, rows).await;
+        write_rows(database, refusals, rows).await;
     }
 }
 
-async fn write_rows(database: &Database, pending: Vec<Pending>) {
-    let (entries, waiters): (Vec<AuditEntry>, Vec<_>) =
-        pending.into_iter().map(|pending| (pending.entry, pending.written)).unzip();
-    let outcome = match database.append_audit(entries).await {
+async fn write_rows(database: &Database, refusals: &Mutex<HashMap<RefusalKind, i64>>, pending: Vec<Pending>) {
+    let entries =
+        |pending: &[Pending]| pending.iter().map(|pending| pending.entry.clone()).collect::<Vec<_>>();
+    let mut outcome = append(database, entries(&pending)).await;
+    let (awaited, others): (Vec<Pending>, Vec<Pending>) =
+        pending.into_iter().partition(|pending| pending.written.is_some());
+    if let Err(error) = &outcome
+        && !others.is_empty()
+    {
+        // A refusal that cannot be written must not keep others from working.
+        if matches!(error, AuditError::Failed(_)) && !awaited.is_empty() {
+            outcome = append(database, entries(&awaited)).await;
+        }
+        count_again(refusals, others);
+    }
+    for written in awaited.into_iter().filter_map(|pending| pending.written) {
+        // The client may have left.
+        let _ = written.send(outcome.clone());
+    }
+}
+
+async fn append(database: &Database, entries: Vec<AuditEntry>) -> Result<(), AuditError> {
+    match database.append_audit(entries).await {
         Ok(rows) => {
             rows.iter().for_each(forward);
             Ok(())
@@ -229,10 +251,18 @@ async fn write_rows(database: &Database, pending: Vec<Pending>) {
             tracing::error!(%error, "cannot write the audit log");
             Err(AuditError::from(&error))
         }
-    };
-    for written in waiters.into_iter().flatten() {
-        // The client may have left.
-        let _ = written.send(outcome.clone());
+    }
+}
+
+/// Counts refusals whose rows could not be written with the next ones of their kind.
+fn count_again(refusals: &Mutex<HashMap<RefusalKind, i64>>, rows: Vec<Pending>) {
+    let mut refusals = refusals.lock().unwrap_or_else(PoisonError::into_inner);
+    for Pending { entry, .. } in rows {
+        let mut kind = RefusalKind::of(&entry);
+        if !refusals.contains_key(&kind) && refusals.len() >= MAX_KINDS {
+            kind = RefusalKind::of_many(&entry);
+        }
+        *refusals.entry(kind).or_insert(0) += entry.calls;
     }
 }
 
@@ -261,7 +291,7 @@ fn forward(row: &AuditRow) {
 pub async fn run_trimming(database: Database, max_age: Duration, stop: CancellationToken) {
     let mut clock = ClockWatch::default();
     loop {
-        match trim(&database, max_age, &mut clock).await {
+        match trim(&database, max_age, &mut clock, &stop).await {
             Ok(0) => (),
             Ok(rows) => tracing::info!(rows, "removed rows of the audit log, older than audit_max_age_days"),
             Err(error) => tracing::warn!(%error, "cannot remove old rows of the audit log"),
@@ -273,42 +303,65 @@ pub async fn run_trimming(database: Database, max_age: Duration, stop: Cancellat
     }
 }
 
-async fn trim(database: &Database, max_age: Duration, clock: &mut ClockWatch) -> Result<i64, StoreError> {
-    let Some((oldest, newest)) = database.audit_times().await? else { return Ok(0) };
+async fn trim(
+    database: &Database,
+    max_age: Duration,
+    clock: &mut ClockWatch,
+    stop: &CancellationToken,
+) -> Result<i64, StoreError> {
     let now = now();
-    if clock.is_doubted(now, newest) {
+    if now < CLOCK_UNSET_BEFORE {
+        return Ok(0);
+    }
+    let until = now.saturating_add(micros(AHEAD));
+    let Some((oldest, newest)) = database.audit_times(until).await? else { return Ok(0) };
+    // Stored, so that a restart changes nothing. Before the first look, the newest row stands for the last one: later rows
+    // have the time of the clock in question and must not confirm it.
+    let last = match database.last_audit_trim().await? {
+        Some(last) => last,
+        None => {
+            database.audit_trim_finished(newest).await?;
+            newest
+        }
+    };
+    if clock.is_doubted(now, last, max_age) {
         tracing::warn!(
-            "the clock is far ahead of the newest row of the audit log: no row is removed for a day"
+            "the clock is far ahead of the last look for old rows of the audit log: no row is removed until the server has \
+             run for a day"
         );
         return Ok(0);
     }
     let before = now.saturating_sub(micros(max_age));
-    if oldest >= before.saturating_sub(micros(TRIM_MARGIN)) {
-        return Ok(0);
-    }
     let mut removed = 0;
-    loop {
-        let rows = database.trim_audit(before, TRIM_BATCH, now).await?;
-        removed += rows;
-        if rows < TRIM_BATCH {
-            return Ok(removed);
+    if oldest < before.saturating_sub(micros(TRIM_MARGIN)) {
+        loop {
+            let rows = database.trim_audit(before, until, TRIM_BATCH, now).await?;
+            removed += rows;
+            if rows < TRIM_BATCH {
+                break;
+            }
+            if stop.is_cancelled() {
+                return Ok(removed);
+            }
         }
     }
+    database.audit_trim_finished(now).await?;
+    Ok(removed)
 }
 
-/// Doubts a clock that is far ahead of the newest row, until the server has run with it for a day: rows that are written
-/// meanwhile have the time of the same clock.
+/// Doubts a clock that is far ahead of the last look, until the server has run with it for a day.
 #[derive(Default)]
 struct ClockWatch {
     doubted_since: Option<Instant>,
 }
 
 impl ClockWatch {
-    fn is_doubted(&mut self, now: Micros, newest: Micros) -> bool {
-        if now.saturating_sub(newest) > micros(LONGEST_GAP) {
-            self.doubted_since.get_or_insert_with(Instant::now);
+    fn is_doubted(&mut self, now: Micros, last: Micros, max_age: Duration) -> bool {
+        if now.saturating_sub(last) <= micros(LONGEST_GAP.min(max_age / 2)) {
+            self.doubted_since = None;
+            return false;
         }
-        self.doubted_since.is_some_and(|since| since.elapsed() < CLOCK_TRUST_DELAY)
+        self.doubted_since.get_or_insert_with(Instant::now).elapsed() < CLOCK_TRUST_DELAY
     }
 }
 
@@ -360,12 +413,36 @@ mod tests {
     }
 
     #[test]
+    fn refusals_that_could_not_be_written_are_counted_with_the_next() {
+        let (queue, mut waiting) = mpsc::channel(MAX_WAITING);
+        let log = AuditLog { queue: Some(queue), refusals: Arc::default() };
+        (0..2 * MAX_KINDS).for_each(|address| log.refuse(refusal(&address.to_string())));
+        (0..3).for_each(|_| log.refuse(refusal("0")));
+        let taken = std::mem::take(&mut *log.refusals.lock().unwrap());
+        let mut rows: Vec<Pending> = Vec::new();
+        while let Ok(row) = waiting.try_recv() {
+            rows.push(row);
+        }
+        rows.extend(
+            taken.into_iter().map(|(kind, calls)| Pending { entry: kind.entry(calls), written: None }),
+        );
+        count_again(&log.refusals, rows);
+        let refusals = log.refusals.lock().unwrap();
+        assert!(refusals.len() <= MAX_KINDS + 1, "{}", refusals.len());
+        assert_eq!(refusals.values().sum::<i64>(), i64::try_from(2 * MAX_KINDS + 3).unwrap());
+        assert_eq!(refusals[&RefusalKind::of(&refusal("0"))], 4);
+    }
+
+    #[test]
     fn a_clock_that_jumped_is_doubted() {
-        let day = micros(Duration::from_secs(86_400));
+        let (day, year) = (micros(Duration::from_secs(86_400)), Duration::from_secs(365 * 86_400));
         let mut clock = ClockWatch::default();
-        assert!(!clock.is_doubted(100 * day, 99 * day));
-        assert!(clock.is_doubted(1000 * day, 100 * day));
-        // The newest row now has the new time.
-        assert!(clock.is_doubted(1000 * day, 1000 * day));
+        assert!(!clock.is_doubted(100 * day, 99 * day, year));
+        assert!(clock.is_doubted(1000 * day, 100 * day, year));
+        // Corrected.
+        assert!(!clock.is_doubted(101 * day, 100 * day, year));
+        // After a restart, too.
+        assert!(ClockWatch::default().is_doubted(1000 * day, 100 * day, year));
+        assert!(clock.is_doubted(103 * day, 100 * day, year / 73));
     }
 }

@@ -205,7 +205,8 @@ impl Metrics {
 
     /// Counts a response. `route` is the pattern of the request's path.
     pub fn responded(&self, method: &Method, route: &str, status: StatusCode, took: Duration) {
-        self.requests.with_label_values(&[method_label(method), route, status.as_str()]).inc();
+        let method = known_method(method).unwrap_or("other");
+        self.requests.with_label_values(&[method, route, status.as_str()]).inc();
         self.request_seconds.with_label_values(&[route]).observe(took.as_secs_f64());
     }
 
@@ -266,8 +267,8 @@ impl Metrics {
     }
 }
 
-/// Returns the label of a method; `other` for anything but the usual ones, since clients may send any token.
-fn method_label(method: &Method) -> &str {
+/// Returns the name of a usual method; `None` of any other, since clients may send any token.
+pub fn known_method(method: &Method) -> Option<&str> {
     let known = [
         Method::GET,
         Method::POST,
@@ -277,7 +278,7 @@ fn method_label(method: &Method) -> &str {
         Method::HEAD,
         Method::OPTIONS,
     ];
-    if known.contains(method) { method.as_str() } else { "other" }
+    known.contains(method).then(|| method.as_str())
 }
 
 fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> prometheus::Result<C> {

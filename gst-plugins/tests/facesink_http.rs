@@ -35,6 +35,7 @@ use gstfacepipe::{
     roi::{self, CropArea, CropMetadata, FaceRegion},
     track_events, upload,
 };
+use rustls::pki_types::pem::PemObject;
 use uuid::Uuid;
 
 /// Limit for what is certain to happen.
@@ -1065,6 +1066,11 @@ fn a_client_certificate_proves_the_sink_and_is_read_again_when_it_changes() {
         Server::start_tls(config, |_| Answer::json(201, r#"{"faces":[]}"#).header("Connection", "close"));
     let url = format!("https://{}", server.address);
     let client = format!("client-cert={} client-key={}", named("cert.pem"), named("key.pem"));
+    let certificate = |name: &str| {
+        let read = <rustls::pki_types::CertificateDer<'_> as PemObject>::from_pem_file(file(name));
+        read.unwrap().to_vec()
+    };
+    let expected = [certificate("cert.pem"), certificate("other.pem")];
     let mut sink = Sink::for_jpeg(&url, &format!("{ca} {client} batch-size=1"));
     for renewed in ["other", "none"] {
         sink.harness.push(crop(b"x", face(0, 0, 9, 9), None)).unwrap();
@@ -1076,6 +1082,7 @@ fn a_client_certificate_proves_the_sink_and_is_read_again_when_it_changes() {
     }
     sink.eos();
     assert_eq!((sink.count("sent"), sink.count("failed")), (2, 0));
+    assert!(server.peers() == expected, "not the old certificate, then the new one");
 
     for (properties, named) in [
         (format!("{client} backend-url=http://127.0.0.1:1"), "is not https"),

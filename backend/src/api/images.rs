@@ -107,6 +107,10 @@ pub async fn content(state: web::Data<State>, image_id: web::Path<String>) -> Re
 /// The active model contains it until the next training.
 #[api_v2_operation]
 pub async fn erase(state: web::Data<State>, image_id: web::Path<String>) -> Result<NoContent, ApiError> {
+    // Should the erasure fail, the person's entries still have it.
+    if let Ok(image) = state.database.image(&image_id).await {
+        trail::belongs_to(image.person.id);
+    }
     let erased = state.database.erase_image_row(&image_id).await?.ok_or(ApiError::NoSuchImage)?;
     finish_erasure(&state, &erased).await?;
     Ok(NoContent::new())

@@ -12,7 +12,7 @@ use super::{
     State,
     page::{self, LIST_LIMIT, PageMeta, limit_of},
     response::{JsonResponse, OneOf},
-    rfc3339,
+    rfc3339, trail,
 };
 use crate::{
     domain::{Job, JobFailure, JobKind, JobStatus},
@@ -103,7 +103,9 @@ impl JobBody {
         let mut trainings: Vec<&mut TrainingResult> =
             results.iter_mut().filter_map(|result| result.as_mut().and_then(JobResult::training)).collect();
         let ids: HashSet<String> = trainings.iter().flat_map(|result| result.person_ids()).collect();
-        if !ids.is_empty() {
+        if ids.is_empty() {
+            trail::shows_nobody();
+        } else {
             let names = state.database.face_ids_of(ids).await?;
             trainings.iter_mut().for_each(|result| result.name_people(&names));
         }

@@ -27,6 +27,7 @@ use crate::{
         UnknownId, now,
     },
     error::ApiError,
+    metrics::known_method,
     request_id::RequestId,
 };
 
@@ -137,7 +138,9 @@ pub async fn record_refusals(
         let principal = principal.unwrap_or_else(|| state.access.anonymous());
         let pattern = request.match_pattern();
         let path = pattern.map_or_else(|| "-".to_owned(), |pattern| without_patterns(&pattern));
-        let route = format!("{} {path}", super::head::sent_method(request));
+        let method = super::head::sent_method(request);
+        // Clients choose other methods, which may be long: they would not fit the column.
+        let route = format!("{} {path}", known_method(&method).unwrap_or("OTHER"));
         let call = Call { action: AuditAction::Refuse, principal, address, route };
         state.audit.refuse(call.entry(AuditOutcome::Refused, Some(status), Subject::default()));
     }
@@ -184,7 +187,7 @@ fn audited(request: &ServiceRequest) -> Option<(web::Data<State>, Call)> {
     let route = routes::matching(request.match_info().unprocessed())?;
     let method = routes::method_of(route, request.method())?;
     let action = method.audit?;
-    if action == AuditAction::Recognise && is_camera(&principal) {
+    if action == AuditAction::Recognise && is_camera(&principal, method.scope) {
         return None;
     }
     let address = Some(client_address(request, state).to_string());
@@ -192,12 +195,14 @@ fn audited(request: &ServiceRequest) -> Option<(web::Data<State>, Call)> {
     Some((state.clone(), Call { action, principal, address, route }))
 }
 
-/// Returns whether a principal recognises faces as a camera does, without anybody who looks.
-fn is_camera(principal: &Principal) -> bool {
+/// Returns whether a principal recognises faces as a camera does, without anybody who looks. `scope` is that of the call.
+fn is_camera(principal: &Principal, scope: Option<Scope>) -> bool {
     match principal.kind {
         PrincipalKind::Camera => true,
         PrincipalKind::File => !principal.scopes.allows(Scope::Admin),
-        PrincipalKind::Person | PrincipalKind::Local | PrincipalKind::Anonymous => false,
+        // Without tokens, it is cameras that upload.
+        PrincipalKind::Local => scope == Some(Scope::Upload),
+        PrincipalKind::Person | PrincipalKind::Anonymous => false,
     }
 }
 

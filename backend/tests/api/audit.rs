@@ -82,6 +82,10 @@ async fn every_look_and_act_leaves_an_entry_that_names_nobody() {
     server.get("/people").await.expect_error(403, "forbidden");
     use_token(&mut server, None);
     server.delete(&format!("/people/{person}")).await.expect_error(401, "unauthorized");
+    // The column takes no such method, whose row must not keep others from being written.
+    let long = Method::from_bytes("X".repeat(300).as_bytes()).unwrap();
+    let refused = server.client.request(long, format!("{}/people", server.url)).send().await.unwrap();
+    assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
     use_token(&mut server, Some(ADMIN));
     // The dataset may be locked until the embeddings are computed.
     while server.delete(&format!("/people/{person}")).await.status == StatusCode::LOCKED {
@@ -112,6 +116,7 @@ async fn every_look_and_act_leaves_an_entry_that_names_nobody() {
         ("look", "GET /unknowns/{unknown_id}", "failed", Some(404)),
         ("refuse", "GET /people", "refused", Some(403)),
         ("refuse", "DELETE /people/{person_id}", "refused", Some(401)),
+        ("refuse", "OTHER /people", "refused", Some(401)),
         ("erase", "DELETE /people/{person_id}", "done", Some(204)),
     ] {
         assert_eq!(number(&entry(action, route, outcome, status)), 1, "{action} {route}: {found:#?}");
@@ -269,6 +274,8 @@ async fn old_entries_are_removed_and_the_rest_can_be_verified() {
         server.get("/people").await.expect(StatusCode::OK);
     }
     server.execute("UPDATE audit_log SET at = 1700000000000000 WHERE id <= 5");
+    // A row of a server whose clock was decades ahead.
+    server.execute("UPDATE audit_log SET at = 4000000000000000 WHERE id = 2");
     let server = server.restart().await;
     until(|| server.lines("SELECT route AS line FROM audit_log WHERE action = 'trim'").len() == 1).await;
     let verified = verification(&server).await;
@@ -289,6 +296,46 @@ async fn old_entries_are_removed_and_the_rest_can_be_verified() {
          trimmed_hash = (SELECT previous_hash FROM audit_log WHERE id = 7)",
     );
     assert_eq!(verification(&server).await["broken"]["fault"], "beginning");
+}
+
+#[tokio::test]
+async fn a_clock_that_may_have_jumped_removes_no_entry_after_a_restart_either() {
+    let server = start!(|config| config.audit.audit_max_age_days = 30);
+    for _ in 0..3 {
+        server.get("/people").await.expect(StatusCode::OK);
+    }
+    server.execute("UPDATE audit_log SET at = 1700000000000000");
+    server.execute("DELETE FROM task_runs WHERE task = 'audit'");
+    let looked = "SELECT CONCAT('', finished_at) AS line FROM task_runs WHERE task = 'audit'";
+    let mut server = server.restart().await;
+    until(|| server.lines(looked) == ["1700000000000000"]).await;
+    for _ in 0..2 {
+        // The newest entry now has the time of the clock in question.
+        server.get("/people").await.expect(StatusCode::OK);
+        server = server.restart().await;
+    }
+    let server = server.restart().await;
+    assert_eq!(server.lines(looked), ["1700000000000000"]);
+    assert_eq!(server.lines("SELECT route AS line FROM audit_log").len(), 5);
+}
+
+#[tokio::test]
+async fn an_erased_person_leaves_no_id_of_an_image_that_others_failed_to_erase() {
+    let server = start!();
+    server.post("/dataset/Ada").await.expect(StatusCode::CREATED);
+    let added = server.post_json("/people", &json!({ "face_id": "Tony_Blair" })).await;
+    let person = added.expect(StatusCode::CREATED)["person_id"].as_str().unwrap().to_owned();
+    let form = Form::new().part("image", photograph("Tony_Blair", 1));
+    let image = server.send(&format!("/people/{person}/images"), form).await.expect(StatusCode::CREATED);
+    let image = image["image_id"].as_str().unwrap().to_owned();
+    let wrong = server.delete(&format!("/dataset/Ada/image/{image}")).await;
+    assert_eq!(wrong.status, StatusCode::NOT_FOUND);
+    server.get("/database/detections/7").await.expect_error(404, "detection_not_found");
+    let ids = || server.lines("SELECT COALESCE(object_id, '') AS line FROM audit_log");
+    assert!(ids().contains(&image) && !ids().contains(&"7".to_owned()), "{:?}", ids());
+    server.delete(&format!("/people/{person}")).await.expect(StatusCode::NO_CONTENT);
+    assert!(!ids().contains(&image) && !ids().contains(&person), "{:?}", ids());
+    assert_eq!(verification(&server).await["intact"], true);
 }
 
 #[tokio::test]

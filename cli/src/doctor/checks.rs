@@ -259,7 +259,9 @@ fn spool(folder: Option<&Path>) -> Check {
 
 /// Returns how backend and client prove themselves, where the address or an option says anything about it.
 fn tls(options: &Options, server: &str) -> Result<Option<ClientConfig>, String> {
-    let is_https = server.starts_with("https:");
+    // Schemes are the same in upper and lower case (RFC 3986, section 3.1).
+    let scheme = server.split_once(':').map(|(scheme, _)| scheme);
+    let is_https = scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"));
     let named = options.pinned_sha256.is_some() || options.client_cert.is_some();
     if named && !is_https {
         return Err("pinned-sha256 and client-cert need https, without which nothing can be proved".into());

@@ -1,8 +1,9 @@
 //! `facepipe audit`: who looked at whom, and who did what.
 
 use std::{
-    fs::File,
+    fs::OpenOptions,
     io::{BufWriter, Write},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -157,10 +158,14 @@ fn row(entry: &AuditEntry) -> [String; 8] {
 async fn export(client: &Client, file: Option<&Path>, filter: &Filter) -> Result<Outcome> {
     let cannot_write = |file: &Path| format!("cannot write {}", file.display());
     let mut written = match file {
-        Some(file) => Some(BufWriter::new(File::create(file).with_context(|| cannot_write(file))?)),
+        Some(file) => {
+            // Who did what is not for all accounts of this machine.
+            let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(file);
+            Some(BufWriter::new(opened.with_context(|| cannot_write(file))?))
+        }
         None => None,
     };
-    let (mut number, mut cursor) = (0_usize, None::<String>);
+    let (mut number, mut cursor, mut outcome) = (0_usize, None::<String>, Outcome::Done);
     loop {
         let mut query = vec![("order", "oldest".to_owned()), ("limit", super::MAX_PAGE.to_string())];
         filter.extend(&mut query);
@@ -179,16 +184,26 @@ async fn export(client: &Client, file: Option<&Path>, filter: &Filter) -> Result
         // A page that is not full has the newest entry: reading on would only find the entries about reading.
         let full = page.entries.len() == super::MAX_PAGE;
         cursor = page.meta.next_cursor.filter(|_| full);
-        if cursor.is_none() || crate::interrupt::requested() {
+        if cursor.is_none() {
+            break;
+        }
+        if crate::interrupt::requested() {
+            outcome = Outcome::Interrupted;
             break;
         }
     }
     if let (Some(mut written), Some(file)) = (written, file) {
         written.flush().with_context(|| cannot_write(file))?;
         let entries = counted(i128::try_from(number)?, "entry").replace("entrys", "entries");
-        output::line(format!("Wrote {entries} to {}.", file.display()));
+        if outcome == Outcome::Done {
+            output::line(format!("Wrote {entries} to {}.", file.display()));
+        } else {
+            eprintln!("facepipe: interrupted: {} is incomplete, with the oldest {entries}", file.display());
+        }
+    } else if outcome == Outcome::Interrupted {
+        eprintln!("facepipe: interrupted: the export is incomplete, the newest entries are missing");
     }
-    Ok(Outcome::Done)
+    Ok(outcome)
 }
 
 async fn verify(client: &Client, json: bool) -> Result<Outcome> {

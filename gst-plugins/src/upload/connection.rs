@@ -29,6 +29,7 @@ use hyper_util::{
 };
 use rustls::{
     ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier,
+    client::Resumption,
     crypto::{CryptoProvider, ring},
 };
 use tokio::{
@@ -146,7 +147,10 @@ pub fn tls(options: &TlsOptions) -> Result<ClientConfig, UploadError> {
     match (&options.client_cert, &options.client_key) {
         (Some(cert), key) => {
             let identity = ClientIdentity::open(&provider, cert, key.as_deref())?;
-            Ok(config.with_client_cert_resolver(Arc::new(identity)))
+            let mut config = config.with_client_cert_resolver(Arc::new(identity));
+            // A resumed session would prove the client by the certificate that the session began with.
+            config.resumption = Resumption::disabled();
+            Ok(config)
         }
         (None, Some(_)) => Err(UploadError::KeyWithoutCert),
         (None, None) => Ok(config.with_no_client_auth()),

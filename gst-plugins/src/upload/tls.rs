@@ -88,7 +88,16 @@ pub(super) struct ClientIdentity {
     cert: PathBuf,
     key: PathBuf,
     provider: Arc<CryptoProvider>,
-    current: Mutex<(Versions, Arc<CertifiedKey>)>,
+    current: Mutex<Current>,
+}
+
+/// What the files had when they could last be used.
+#[derive(Debug)]
+struct Current {
+    versions: Versions,
+    identity: Arc<CertifiedKey>,
+    /// The later versions that cannot be used, of which a warning told; `Some(None)` if there are no files.
+    unusable: Option<Option<Versions>>,
 }
 
 /// Time of modification, size and inode of the two files.
@@ -104,23 +113,34 @@ impl ClientIdentity {
         let key = key.unwrap_or(cert);
         let versions = versions(cert, key)
             .map_err(|error| UploadError::ClientCert { path: cert.into(), reason: error.to_string() })?;
-        let current = Arc::new(read_identity(provider, cert, key)?);
-        let (cert, key, provider) = (cert.into(), key.into(), Arc::clone(provider));
-        Ok(Self { cert, key, provider, current: Mutex::new((versions, current)) })
+        let identity = Arc::new(read_identity(provider, cert, key)?);
+        let current = Mutex::new(Current { versions, identity, unusable: None });
+        Ok(Self { cert: cert.into(), key: key.into(), provider: Arc::clone(provider), current })
     }
 }
 
 impl ResolvesClientCert for ClientIdentity {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        // Files that are being replaced, or cannot be used, leave the ones before.
-        if let Ok(versions) = versions(&self.cert, &self.key)
-            && versions != current.0
-            && let Ok(read) = read_identity(&self.provider, &self.cert, &self.key)
-        {
-            *current = (versions, Arc::new(read));
+        let found = versions(&self.cert, &self.key).ok();
+        if found != Some(current.versions) {
+            match (found, read_identity(&self.provider, &self.cert, &self.key)) {
+                (Some(versions), Ok(identity)) => {
+                    *current = Current { versions, identity: Arc::new(identity), unusable: None };
+                }
+                // Files that are being replaced, or cannot be used, leave the ones before.
+                (found, Err(error)) if current.unusable != Some(found) => {
+                    current.unusable = Some(found);
+                    glib::g_warning!(
+                        "facepipe",
+                        "{}: the certificate and the key from before stay in use",
+                        error
+                    );
+                }
+                _ => (),
+            }
         }
-        Some(Arc::clone(&current.1))
+        Some(Arc::clone(&current.identity))
     }
 
     fn has_certs(&self) -> bool {

@@ -24,6 +24,7 @@ struct Shared {
     received: Mutex<Vec<Received>>,
     arrived: Condvar,
     connections: AtomicUsize,
+    peers: Mutex<Vec<Vec<u8>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -178,6 +179,7 @@ impl Server {
             received: Mutex::default(),
             arrived: Condvar::new(),
             connections: AtomicUsize::new(0),
+            peers: Mutex::default(),
         });
         let server = Self { address: listener.local_addr().unwrap(), shared: Arc::clone(&shared) };
         thread::spawn(move || {
@@ -188,7 +190,14 @@ impl Server {
                     None => serve(stream, &shared),
                     Some(config) => {
                         let connection = rustls::ServerConnection::new(config).unwrap();
-                        serve(rustls::StreamOwned::new(connection, stream), &shared);
+                        let mut stream = rustls::StreamOwned::new(connection, stream);
+                        // Where it fails, so does reading the request.
+                        let _ = stream.conn.complete_io(&mut stream.sock);
+                        let peer = stream.conn.peer_certificates().and_then(|chain| chain.first());
+                        if let Some(peer) = peer {
+                            shared.peers.lock().unwrap().push(peer.to_vec());
+                        }
+                        serve(stream, &shared);
                     }
                 });
             }
@@ -203,6 +212,11 @@ impl Server {
     /// Returns the requests so far.
     pub fn received(&self) -> Vec<Received> {
         self.shared.received.lock().unwrap().clone()
+    }
+
+    /// Returns the certificates by which clients proved themselves, one for each connection, in DER.
+    pub fn peers(&self) -> Vec<Vec<u8>> {
+        self.shared.peers.lock().unwrap().clone()
     }
 
     pub fn connections(&self) -> usize {

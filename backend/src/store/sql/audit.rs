@@ -9,8 +9,10 @@ use diesel::{
 use facepipe_shared::hex;
 
 use super::{
-    AnyConnection, Database, names,
-    schema::{audit_chain, audit_log, images},
+    AnyConnection, Database, MAX_VARIABLES, names,
+    schema::{
+        audit_chain, audit_log, detections, images, merged_unknowns, named_unknowns, task_runs, unknowns,
+    },
 };
 use crate::{
     domain::{
@@ -24,6 +26,8 @@ use crate::{
 const CHECKED_AT_ONCE: i64 = 1000;
 /// How often a check begins again because rows were removed meanwhile.
 const MAX_CHECKS: u32 = 4;
+/// The row of `task_runs` with the time of the last look for rows that are too old.
+const TRIM_TASK: &str = "audit";
 
 /// The outcome of a check of the whole log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,23 +163,21 @@ impl Database {
     }
 
     /// Removes the oldest rows that are older than `before`, at most `batch` of them, and adds a row that says so. Returns
-    /// their number.
+    /// their number. A row that is newer than `until` has an impossible time: it goes with older rows that follow it.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn trim_audit(&self, before: Micros, batch: i64, now: Micros) -> Result<i64, StoreError> {
+    pub async fn trim_audit(
+        &self,
+        before: Micros,
+        until: Micros,
+        batch: i64,
+        now: Micros,
+    ) -> Result<i64, StoreError> {
         self.write(move |connection| {
             let state = lock_chain(connection)?;
-            // Servers' clocks differ: the first row that must stay keeps all after it.
-            let kept: Option<i64> = audit_log::table
-                .filter(audit_log::at.ge(before))
-                .select(min(audit_log::id))
-                .first(connection)?;
-            let last = kept.map_or(state.last_id, |kept| kept - 1).min(state.trimmed_id + batch);
+            let Some(last) = last_to_trim(connection, &state, before, until, batch)? else { return Ok(0) };
             let removed = last - state.trimmed_id;
-            if removed <= 0 {
-                return Ok(0);
-            }
             let hash: Option<String> =
                 audit_log::table.find(last).select(audit_log::hash).first(connection).optional()?;
             let hash = hash.ok_or_else(|| {
@@ -206,18 +208,94 @@ impl Database {
         .await
     }
 
-    /// Returns the times of the oldest and of the newest row.
+    /// Returns when a server last looked for rows that are too old, with a clock that it trusted; `None` if never.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn audit_times(&self) -> Result<Option<(Micros, Micros)>, StoreError> {
-        self.read(|connection| {
-            let times = audit_log::table.select((min(audit_log::at), max(audit_log::at)));
-            let (oldest, newest): (Option<Micros>, Option<Micros>) = times.first(connection)?;
+    pub async fn last_audit_trim(&self) -> Result<Option<Micros>, StoreError> {
+        self.read(trimmed_at).await
+    }
+
+    /// Records that a server looked for rows that are too old.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn audit_trim_finished(&self, moment: Micros) -> Result<(), StoreError> {
+        self.write(move |connection| {
+            // One server at a time adds the row.
+            lock_chain(connection)?;
+            let moment = Some(moment);
+            if trimmed_at(connection)?.is_none() {
+                diesel::insert_into(task_runs::table)
+                    .values((task_runs::task.eq(TRIM_TASK), task_runs::finished_at.eq(moment)))
+                    .execute(connection)?;
+            } else {
+                diesel::update(task_runs::table.find(TRIM_TASK))
+                    .set(task_runs::finished_at.eq(moment))
+                    .execute(connection)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Returns the times of the oldest and of the newest row, without rows that are newer than `until`.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn audit_times(&self, until: Micros) -> Result<Option<(Micros, Micros)>, StoreError> {
+        self.read(move |connection| {
+            // Two statements: each reads one end of the index.
+            let believable = || audit_log::table.filter(audit_log::at.le(until));
+            let oldest: Option<Micros> = believable().select(min(audit_log::at)).first(connection)?;
+            let newest: Option<Micros> = believable().select(max(audit_log::at)).first(connection)?;
             Ok(oldest.zip(newest))
         })
         .await
     }
+}
+
+/// Returns when a server last looked for rows that are too old. The row is never without a time.
+fn trimmed_at(connection: &mut AnyConnection) -> Result<Option<Micros>, StoreError> {
+    let row = task_runs::table.find(TRIM_TASK).select(task_runs::finished_at);
+    Ok(row.first::<Option<Micros>>(connection).optional()?.flatten())
+}
+
+/// Returns the last of the next `batch` rows that can be removed; `None` if the first one must stay. Reads no others, since
+/// the chain is locked meanwhile.
+fn last_to_trim(
+    connection: &mut AnyConnection,
+    state: &AuditChain,
+    before: Micros,
+    until: Micros,
+    batch: i64,
+) -> Result<Option<i64>, StoreError> {
+    let end = state.last_id.min(state.trimmed_id + batch);
+    // Servers' clocks differ: the first row that must stay keeps all after it.
+    let kept: Option<i64> = audit_log::table
+        .filter(audit_log::id.le(end))
+        .filter(audit_log::at.between(before, until))
+        .select(min(audit_log::id))
+        .first(connection)?;
+    if kept.is_none() {
+        // The age of rows from an impossible time shows in the next row with a possible one.
+        let next: Option<Micros> = audit_log::table
+            .filter(audit_log::id.gt(end))
+            .filter(audit_log::at.le(until))
+            .order(audit_log::id.asc())
+            .select(audit_log::at)
+            .first(connection)
+            .optional()?;
+        if next.is_some_and(|at| at < before) {
+            return Ok(Some(end));
+        }
+    }
+    let last: Option<i64> = audit_log::table
+        .filter(audit_log::id.le(kept.map_or(end, |kept| kept - 1)))
+        .filter(audit_log::at.lt(before))
+        .select(max(audit_log::id))
+        .first(connection)?;
+    Ok(last.filter(|last| *last > state.trimmed_id))
 }
 
 /// The columns of a row, in the order of [`AuditRow`].
@@ -281,7 +359,7 @@ fn append(connection: &mut AnyConnection, entries: &[AuditEntry]) -> Result<Vec<
         if entry.has_erased()
             && let Some(hash) = &row.object_hash
         {
-            remove_ids(connection, hash)?;
+            remove_ids(connection, std::slice::from_ref(hash))?;
         }
         insert(connection, &row)?;
         (state.last_id, state.last_hash) = (row.id, row.hash.clone());
@@ -361,12 +439,32 @@ fn keeps_id(
             row.first::<String>(connection).optional()?.is_some()
         }
         AuditObjectKind::Log => true,
-        AuditObjectKind::Detection
-        | AuditObjectKind::Unknown
-        | AuditObjectKind::Model
-        | AuditObjectKind::Job
-        | AuditObjectKind::Principal => entry.outcome != AuditOutcome::Failed,
+        AuditObjectKind::Detection => match object.id.parse::<i64>() {
+            Ok(id) => {
+                let row = detections::table.find(id).select(detections::id);
+                row.first::<i64>(connection).optional()?.is_some()
+            }
+            Err(_) => false,
+        },
+        AuditObjectKind::Unknown => has_unknown(connection, &object.id)?,
+        AuditObjectKind::Model | AuditObjectKind::Job | AuditObjectKind::Principal => {
+            entry.outcome != AuditOutcome::Failed
+        }
     })
+}
+
+/// Returns whether there is a group of unknown faces, or what it became: another group or a person.
+fn has_unknown(connection: &mut AnyConnection, id: &str) -> Result<bool, StoreError> {
+    let own = unknowns::table.filter(unknowns::public_id.eq(id)).select(unknowns::public_id);
+    if own.first::<String>(connection).optional()?.is_some() {
+        return Ok(true);
+    }
+    let merged = merged_unknowns::table.find(id).select(merged_unknowns::public_id);
+    if merged.first::<String>(connection).optional()?.is_some() {
+        return Ok(true);
+    }
+    let named = named_unknowns::table.find(id).select(named_unknowns::public_id);
+    Ok(named.first::<String>(connection).optional()?.is_some())
 }
 
 fn insert(connection: &mut AnyConnection, row: &AuditRow) -> Result<(), StoreError> {
@@ -395,31 +493,46 @@ fn insert(connection: &mut AnyConnection, row: &AuditRow) -> Result<(), StoreErr
     Ok(())
 }
 
-/// Removes the ids of an erased person and of what belongs to that person; part of the transaction that erases, at its end.
-pub(super) fn forget_person(connection: &mut AnyConnection, person: PersonId) -> Result<(), StoreError> {
-    forget(connection, AuditObjectKind::Person, &person.to_string())
+/// Removes the ids of an erased person and of what belongs to that person, also where a row does not say whose it is: of
+/// images, and of groups of unknown faces that became the person. Part of the transaction that erases, at its end.
+pub(super) fn forget_person(
+    connection: &mut AnyConnection,
+    person: PersonId,
+    images: &[String],
+    unknowns: &[String],
+) -> Result<(), StoreError> {
+    let person = person.to_string();
+    let images = images.iter().map(|id| (AuditObjectKind::Image, id.as_str()));
+    let unknowns = unknowns.iter().map(|id| (AuditObjectKind::Unknown, id.as_str()));
+    let objects = [(AuditObjectKind::Person, person.as_str())].into_iter().chain(images).chain(unknowns);
+    forget(connection, objects)
 }
 
 /// Removes the ids of an erased image.
 pub(super) fn forget_image(connection: &mut AnyConnection, image: &str) -> Result<(), StoreError> {
-    forget(connection, AuditObjectKind::Image, image)
+    forget(connection, [(AuditObjectKind::Image, image)])
 }
 
-fn forget(connection: &mut AnyConnection, kind: AuditObjectKind, id: &str) -> Result<(), StoreError> {
+fn forget<'a>(
+    connection: &mut AnyConnection,
+    objects: impl IntoIterator<Item = (AuditObjectKind, &'a str)>,
+) -> Result<(), StoreError> {
     // Locked, so that a row that is being added either is seen here or sees the erasure.
     let state = lock_chain(connection)?;
     if state.hash_key.is_empty() {
         return Ok(());
     }
-    remove_ids(connection, &ObjectHasher::new(&state.hash_key).hash(kind, id))
+    let hasher = ObjectHasher::new(&state.hash_key);
+    let hashes: Vec<String> = objects.into_iter().map(|(kind, id)| hasher.hash(kind, id)).collect();
+    hashes.chunks(MAX_VARIABLES).try_for_each(|hashes| remove_ids(connection, hashes))
 }
 
-fn remove_ids(connection: &mut AnyConnection, hash: &str) -> Result<(), StoreError> {
+fn remove_ids(connection: &mut AnyConnection, hashes: &[String]) -> Result<(), StoreError> {
     // Two statements: each can use its index.
-    diesel::update(audit_log::table.filter(audit_log::object_hash.eq(hash)))
+    diesel::update(audit_log::table.filter(audit_log::object_hash.eq_any(hashes.to_vec())))
         .set(audit_log::object_id.eq(None::<String>))
         .execute(connection)?;
-    diesel::update(audit_log::table.filter(audit_log::person_hash.eq(hash)))
+    diesel::update(audit_log::table.filter(audit_log::person_hash.eq_any(hashes.to_vec())))
         .set(audit_log::object_id.eq(None::<String>))
         .execute(connection)?;
     Ok(())

@@ -764,10 +764,11 @@ fn erase_person(
         diesel::delete(detections::table.filter(detections::person_id.eq(person_id))).execute(connection)?;
     }
     cohort::erase_of_person(connection, person_id)?;
-    let mut blobs = images::table
+    let images = images::table
         .filter(images::person_id.eq(person_id))
-        .select(images::blob_key)
-        .load::<String>(connection)?;
+        .select((images::id, images::blob_key))
+        .load::<(String, String)>(connection)?;
+    let (image_ids, mut blobs): (Vec<String>, Vec<String>) = images.into_iter().unzip();
     blobs.retain(|key| has_picture(key));
     let unknowns: Vec<String> = named_unknowns::table
         .filter(named_unknowns::person_id.eq(person_id))
@@ -777,10 +778,11 @@ fn erase_person(
     diesel::delete(people::table.find(person_id)).execute(connection)?;
     names::promote_next_holder(connection, key.as_deref())?;
     let mut erasures = vec![record_erasure(connection, &RowIdentity::Person { id: person_id, created_at })?];
-    for id in unknowns {
-        erasures.push(record_erasure(connection, &RowIdentity::Unknown { id })?);
+    for id in &unknowns {
+        erasures.push(record_erasure(connection, &RowIdentity::Unknown { id: id.clone() })?);
     }
-    audit::forget_person(connection, names::person_id(person_id, created_at, public_id.as_deref()))?;
+    let public_id = names::person_id(person_id, created_at, public_id.as_deref());
+    audit::forget_person(connection, public_id, &image_ids, &unknowns)?;
     Ok(Some(PendingErasure { blobs, erasures }))
 }
 
