@@ -56,7 +56,7 @@ pub struct CohortEmbedder {
 }
 
 impl CohortEmbedder {
-    /// The embedder of a server.
+    /// Returns the name and the threshold of a server's embedder.
     pub fn of(embedder: &dyn Embedder) -> Self {
         Self { name: embedder.name(), same_person: embedder.verification_threshold() }
     }
@@ -203,8 +203,9 @@ fn has_some_from_cameras(counts: &[CohortCount]) -> bool {
     counts.iter().any(|count| count.source == CohortSource::Camera)
 }
 
-/// Uploaded embeddings stay: each calibration leaves them out, and the erasure of the person erases them. Returns how many it
-/// removed, and the highest cosine of each of the others to any of the references, by id.
+/// Removes the embeddings from cameras that match a reference. Uploaded embeddings stay: each calibration leaves them
+/// out, and the erasure of the person erases them. Returns how many it removed, and the highest cosine of each of the
+/// others to any of the references, by id.
 async fn remove_matching(
     database: &Database,
     embedder: CohortEmbedder,
@@ -238,8 +239,8 @@ async fn remove_matching(
     Ok((removed, others))
 }
 
-/// `scores` are the [`top_scores`] of members, by id: each is compared with everybody who is enrolled once in a pass. Returns
-/// how many it added, and how many it erased for them.
+/// Adds embeddings from cameras. `scores` are the [`top_scores`] of members, by id, so that each is compared with
+/// everybody who is enrolled only once in a pass. Returns how many it added, and how many it erased for them.
 async fn add_from_cameras(
     database: &Database,
     embedder: CohortEmbedder,
@@ -273,7 +274,8 @@ async fn add_from_cameras(
     Ok((added, evicted))
 }
 
-/// The highest cosine of each member to any of the references, by its id; `known` has those that were computed before.
+/// Returns the highest cosine of each member to any of the references, by its id; `known` has those that were computed
+/// before.
 fn scores_of(
     members: &[CohortMember],
     mut known: HashMap<String, f32>,
@@ -331,7 +333,7 @@ fn choose(
     chosen
 }
 
-/// The L2-normalised mean embedding of each person.
+/// Returns the L2-normalised mean embedding of each person.
 fn mean_embeddings(images: &[TrainingImage]) -> Vec<Vec<f32>> {
     let mut sums: HashMap<i64, Vec<f32>> = HashMap::new();
     for TrainingImage { person, embedding, .. } in images {
@@ -360,7 +362,7 @@ mod tests {
     use super::*;
     use crate::store::{sql::DatabaseOptions, vector_to_bytes};
 
-    /// A direction of 512, at random for each number.
+    /// Returns a direction in 512 dimensions, pseudo-random for each number.
     fn face(number: u64) -> Vec<f32> {
         let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let mut vector: Vec<f32> = (0..512)

@@ -112,7 +112,7 @@ impl Signals {
     }
 }
 
-/// The first signal stops gracefully, the second one at once.
+/// Stops the server on signals: the first one gracefully, the second one at once.
 async fn stop_on_signals(mut signals: Signals, stop: StopHandle, manager: ServiceManager) {
     for graceful in [true, false] {
         signals.next().await;

@@ -18,7 +18,7 @@ pub enum Trace {}
 pub struct Traces;
 
 impl Traces {
-    /// The configuration was refused where it names a collector.
+    /// Starts nothing: a configuration that names a collector was refused.
     ///
     /// # Errors
     /// None.
@@ -27,7 +27,7 @@ impl Traces {
     }
 }
 
-/// `None`.
+/// Returns `None`.
 pub fn begin_request(_: &HeaderMap, _: &Method, _: &str, _: &RequestId) -> Option<Trace> {
     None
 }
@@ -37,7 +37,7 @@ pub async fn within<F: Future>(_: Option<&Trace>, answering: F) -> F::Output {
     answering.await
 }
 
-/// Is never called: there is no request that is traced.
+/// Is never called, since no request is traced.
 pub fn end_request(request: &Trace, _: StatusCode) {
     match *request {}
 }
@@ -52,7 +52,7 @@ pub fn trace_id(request: &Trace) -> String {
     match *request {}
 }
 
-/// `None`.
+/// Returns `None`.
 pub fn current() -> Option<Trace> {
     None
 }

@@ -273,7 +273,7 @@ pub fn database_call<T, E>(
     outcome
 }
 
-/// `…::jobs::<impl Database>::add_job::{{closure}}::{{closure}}` as `add_job`.
+/// Shortens `…::jobs::<impl Database>::add_job::{{closure}}::{{closure}}` to `add_job`.
 fn function(type_name: &'static str) -> &'static str {
     type_name.rsplit("::").find(|part| !part.starts_with('{')).unwrap_or("call")
 }

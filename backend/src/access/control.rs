@@ -200,7 +200,7 @@ impl AccessControl {
         self.stored().principals.get(&id).cloned()
     }
 
-    /// As [`principal`](Self::principal), by name.
+    /// Returns a principal as [`principal`](Self::principal) does, by name.
     #[allow(dead_code, reason = "for means of authentication other than tokens")]
     pub fn principal_named(&self, name: &str) -> Option<Arc<Principal>> {
         self.stored().principals.values().find(|principal| principal.name == name).cloned()

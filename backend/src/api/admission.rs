@@ -111,8 +111,8 @@ fn address_of(request: &ServiceRequest, state: &State) -> AddressKey {
     client_address(request, state).into()
 }
 
-/// Has clients that send wrong tokens wait, longer each time. Right tokens are admitted whatever else comes from their
-/// address.
+/// Makes clients that send wrong tokens wait, longer each time. Requests with right tokens are admitted regardless of
+/// others from their address.
 ///
 /// # Errors
 /// Those of the request.

@@ -105,7 +105,7 @@ impl Drop for Reading {
     }
 }
 
-/// The response to a body that timed out or has no room; `None` for other failures.
+/// Returns the response to a body that timed out or for which there is no room; `None` for other failures.
 pub fn refused(error: &PayloadError) -> Option<ApiError> {
     let PayloadError::Io(error) = error else { return None };
     let error = error.get_ref()?;

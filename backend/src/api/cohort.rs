@@ -295,12 +295,13 @@ fn filter(query: CohortErasureQuery) -> Result<CohortFilter, ApiError> {
     })
 }
 
-/// The embeddings that the cohort has by an embedder.
+/// Returns the number of embeddings that the cohort has by an embedder.
 fn total(counts: &[sql::CohortCount], embedder: &str) -> i64 {
     counts.iter().filter(|count| count.embedder == embedder).map(|count| count.embeddings).sum()
 }
 
-/// The rule of three: where none of n strangers is named, the rate is at most 3 in n, with 95 % confidence.
+/// Returns the lowest FPIR that so many strangers can measure, by the rule of three: if none of n strangers is named,
+/// the rate is at most 3 in n, with 95 % confidence.
 fn measurable_fpir(strangers: i64) -> Option<f64> {
     let strangers = f64::from(u32::try_from(strangers).ok()?);
     (strangers >= RULE_OF_THREE).then(|| RULE_OF_THREE / strangers)
@@ -310,8 +311,8 @@ fn refused(image: usize, error: DecodeError) -> ImageError {
     ImageError { image, error: ApiError::from(error).detail() }
 }
 
-/// The face that stands for a picture: the main one, or else the largest. Whose it is does not matter, as long as it is one
-/// stranger's.
+/// Returns the face that represents a picture: the main one, or else the largest. Its identity does not matter, as long
+/// as it is one stranger's.
 fn main_face(mut image: ImageResult) -> Option<IdentifiedFace> {
     let position = image.main_or_largest_face()?;
     Some(image.faces.swap_remove(position))

@@ -78,7 +78,7 @@ pub async fn last_known_location(
     last_location_of(&state, &PersonRef::FaceId(face_id(path)?)).await
 }
 
-/// The last known location of a person.
+/// Returns the last known location of a person.
 pub async fn last_location_of(
     state: &State,
     who: &PersonRef,

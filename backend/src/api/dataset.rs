@@ -111,7 +111,7 @@ pub struct PersonName {
 }
 
 impl PersonName {
-    /// The checked name.
+    /// Returns the checked name.
     ///
     /// # Errors
     /// It is no Face ID.
@@ -235,7 +235,7 @@ pub async fn list(state: web::Data<State>) -> Result<web::Json<Dataset>, ApiErro
     everybody(&state).await
 }
 
-/// The enrolled people.
+/// Returns the enrolled people.
 pub async fn everybody(state: &State) -> Result<web::Json<Dataset>, ApiError> {
     let rows = state.database.people(state.recogniser.embedder()).await?;
     let (pairs, _) = state.database.similar_pairs(CONFLICTS_LISTED).await?;
@@ -274,7 +274,7 @@ pub async fn images(
     images_of(&state, &PersonRef::FaceId(face_id(path)?)).await
 }
 
-/// The images of a person.
+/// Returns the images of a person.
 pub async fn images_of(state: &State, who: &PersonRef) -> Result<web::Json<PersonImages>, ApiError> {
     let (person, rows) = state.database.images(who).await?;
     let images = rows
@@ -300,7 +300,7 @@ pub async fn image(
     image_content(&state, async || Ok(state.database.image_blob_key(&who, &image_id).await?)).await
 }
 
-/// The enrolled image of a key, which `key` looks up in its row.
+/// Returns the enrolled image whose key `key` looks up in its row.
 pub async fn image_content(
     state: &State,
     key: impl AsyncFn() -> Result<String, ApiError>,
@@ -480,7 +480,7 @@ pub async fn enrol(
     Ok(JsonResponse::new(added))
 }
 
-/// SHA-256, hexadecimal. Runs on a blocking thread: large images take milliseconds.
+/// Returns the SHA-256 digest, hexadecimal. Runs on a blocking thread: large images take milliseconds.
 async fn digest(bytes: Bytes) -> Result<String, ApiError> {
     let digest = tokio::task::spawn_blocking(move || hex(&Sha256::digest(&bytes)));
     digest.await.map_err(|error| ApiError::Internal(error.into()))

@@ -170,7 +170,7 @@ pub enum TimeBasis {
 }
 
 impl TimeBasis {
-    /// The basis of a detection's times.
+    /// Returns the basis of a detection's times.
     pub fn of(captured_at: Micros, claimed_at: Option<Micros>, received_at: Micros) -> Self {
         if claimed_at.is_some() || captured_at == received_at { Self::Arrival } else { Self::Claim }
     }
@@ -327,7 +327,7 @@ pub async fn track(
     track_of(&state, PersonRef::FaceId(face_id(path)?), query.into_inner()).await
 }
 
-/// The track of a person.
+/// Returns the track of a person.
 pub async fn track_of(
     state: &State,
     who: PersonRef,
@@ -344,7 +344,7 @@ pub async fn track_of(
     Ok(web::Json(Track { person_id: person.id.to_string(), face_id: person.face_id, detections, meta }))
 }
 
-/// A page of an unknown person's detections, the newest first, and the cursor of the next one.
+/// Returns a page of an unknown person's detections, the newest first, and the cursor of the next page.
 pub async fn of_unknown(
     state: &State,
     row: i64,
@@ -389,7 +389,7 @@ impl Page {
         Ok(Self { filter, order, limit, after, scope })
     }
 
-    /// The page's rows, and the cursor of the next one.
+    /// Returns the page's rows, and the cursor of the next page.
     async fn load(self, state: &State) -> Result<(Vec<StoredDetection>, Option<String>), ApiError> {
         let Self { filter, order, limit, after, scope } = self;
         // One row more shows whether there is a next page.
@@ -410,7 +410,7 @@ enum Following {
     Revisions,
 }
 
-/// The detections after the id or the revision `after`, in that order.
+/// Returns the detections after the id or the revision `after`, in that order.
 async fn followed(
     state: &State,
     following: Following,
@@ -447,7 +447,7 @@ async fn followed(
     Ok(rows)
 }
 
-/// The person of a query, by name or by id.
+/// Returns the person of a query, by name or by id.
 pub fn person_of(face_id: Option<String>, person_id: Option<String>) -> Result<Option<PersonRef>, ApiError> {
     match (face_id, person_id) {
         (None, None) => Ok(None),

@@ -38,7 +38,7 @@ impl FaceChoice {
         Self::new(r#box, face)
     }
 
-    /// The choice of the fields `box` and `face`.
+    /// Creates the choice from the fields `box` and `face`.
     ///
     /// # Errors
     /// Both are given.
@@ -127,7 +127,7 @@ mod tests {
         }
     }
 
-    /// Two equally large faces side by side.
+    /// Returns a picture of two equally large faces side by side.
     fn pair() -> ImageResult {
         let faces = vec![face([10.0, 10.0, 50.0, 60.0]), face([60.0, 10.0, 100.0, 60.0])];
         ImageResult { faces, size: [110, 80], notes: Vec::new(), turned: None }

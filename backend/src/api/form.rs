@@ -34,7 +34,7 @@ pub struct TextPart(pub String);
 
 /// The fields of a form. Parts with other names are ignored.
 pub trait FormFields: Default {
-    /// The field of a name.
+    /// Returns the field of a name.
     fn field(&mut self, name: &str) -> Option<FormField<'_>>;
 }
 
@@ -206,7 +206,7 @@ fn parameter(header: &[u8], name: &str) -> Option<Vec<u8>> {
     }
 }
 
-/// The text before the closing quote, and the rest after it.
+/// Returns the text before the closing quote, and the rest after it.
 fn unquote(quoted: &[u8]) -> (Vec<u8>, &[u8]) {
     let mut value = Vec::new();
     let mut rest = quoted;

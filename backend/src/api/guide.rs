@@ -142,7 +142,7 @@ async fn find(root: &Path, path: &str) -> Option<Found> {
     }
 }
 
-/// The media type of a file of the guide. Other text, such as scripts that pages link to, is plain text.
+/// Returns the media type of a file of the guide. Other text, such as scripts that pages link to, is plain text.
 fn content_type(file: &Path, bytes: &[u8]) -> &'static str {
     let extension = file.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     match extension {

@@ -27,13 +27,13 @@ pub async fn answer_head(
     next.call(request).await
 }
 
-/// The method that was sent.
+/// Returns the method that the client sent.
 pub fn sent_method(request: &HttpRequest) -> Method {
     let head = request.extensions().contains::<SentAsHead>();
     if head { Method::HEAD } else { request.method().clone() }
 }
 
-/// The value of `Allow` for a path with handlers for these methods.
+/// Returns the value of `Allow` for a path with handlers for these methods.
 pub fn allowed_methods(methods: &[&str]) -> String {
     let methods: Vec<String> = methods
         .iter()

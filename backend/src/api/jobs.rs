@@ -92,7 +92,7 @@ enum JobResult {
 }
 
 impl JobBody {
-    /// A job, with the current names of the people in its result.
+    /// Returns a job, with the current names of the people in its result.
     pub async fn of(state: &State, job: Job) -> Result<Self, ApiError> {
         let mut bodies = Self::of_all(state, vec![job]).await?;
         bodies.pop().ok_or(ApiError::JobNotFound)

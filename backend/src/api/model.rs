@@ -171,7 +171,7 @@ pub async fn start_search(state: &State, query: &TrainQuery, who: &PersonRef) ->
     started(state, wait, job).await
 }
 
-/// The response about a queued job, at once or after its end.
+/// Returns the response about a queued job, at once or, with `wait`, after its end.
 async fn started(state: &State, wait: bool, mut job: Job) -> Result<Started, ApiError> {
     let location = format!("{}/jobs/{}", state.public_url.as_deref().unwrap_or_default(), job.id);
     if !wait {

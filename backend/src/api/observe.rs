@@ -103,7 +103,7 @@ impl Drop for AbandonmentGuard<'_> {
     }
 }
 
-/// The pattern of a request's path without regular expressions, `-` for an unknown path.
+/// Returns the pattern of a request's path without regular expressions, `-` for an unknown path.
 fn route(request: &ServiceRequest) -> String {
     request.match_pattern().map_or_else(|| "-".into(), |pattern| without_patterns(&pattern))
 }

@@ -40,12 +40,12 @@ pub fn cut<T>(mut rows: Vec<T>, limit: u32) -> (Vec<T>, bool) {
     (rows, more)
 }
 
-/// The position of two numbers, 64 bits each: what a list is ordered by, and the row.
+/// Joins two numbers, 64 bits each, to a position: the key by which a list is ordered, and the row.
 pub fn joined(first: i64, second: i64) -> u128 {
     u128::from(first.cast_unsigned()) << 64 | u128::from(second.cast_unsigned())
 }
 
-/// The numbers of a position that [`joined`] gave.
+/// Splits a position that [`joined`] returned into its numbers.
 #[expect(clippy::cast_possible_truncation, reason = "the other half is cut off")]
 pub fn halves(position: u128) -> (i64, i64) {
     (((position >> 64) as u64).cast_signed(), (position as u64).cast_signed())
@@ -59,7 +59,7 @@ pub fn cursor_of(position: u128, scope: &str) -> String {
     format!("{position:032x}{check:016x}")
 }
 
-/// The position of a cursor that [`cursor_of`] gave for the same query; `None` for every other text.
+/// Returns the position of a cursor that [`cursor_of`] created for the same query; `None` for every other text.
 pub fn position_of(cursor: &str, scope: &str) -> Option<u128> {
     let position = u128::from_str_radix(cursor.get(..32)?, 16).ok()?;
     (cursor_of(position, scope) == cursor).then_some(position)

@@ -30,7 +30,7 @@ pub struct JsonResponse<T, const STATUS: u16 = 200> {
 }
 
 impl<T, const STATUS: u16> JsonResponse<T, STATUS> {
-    /// A response without further headers.
+    /// Creates a response without further headers.
     pub fn new(body: T) -> Self {
         Self { body, headers: Vec::new() }
     }
@@ -84,7 +84,7 @@ pub struct NoContent {
 }
 
 impl NoContent {
-    /// A response without further headers.
+    /// Creates a response without further headers.
     pub fn new() -> Self {
         Self { headers: Vec::new() }
     }
@@ -231,12 +231,12 @@ impl<A: OperationModifier, B: OperationModifier> OperationModifier for OneOf<A, 
     }
 }
 
-/// A temporary redirect. A relative `location` works behind a proxy that strips a prefix of the path.
+/// Returns a temporary redirect. A relative `location` works behind a proxy that strips a prefix of the path.
 pub fn redirect(location: &str) -> HttpResponse {
     HttpResponse::TemporaryRedirect().insert_header((header::LOCATION, location)).finish()
 }
 
-/// Whether `Accept` ranks a text type, such as `text/html`, above JSON and above `*/*`.
+/// Returns whether `Accept` ranks a text type, such as `text/html`, above JSON and above `*/*`.
 pub fn prefers(request: &HttpRequest, text_type: &str) -> bool {
     let ranked = Accept::parse(request).map(|accept| accept.ranked()).unwrap_or_default();
     let preferred = ranked.iter().find_map(|media| match media.essence_str() {

@@ -404,7 +404,7 @@ routes! {
     }
 }
 
-/// A call that starts a job.
+/// Returns a call that starts a job.
 const fn job_call() -> Call {
     Call {
         headers: &[(200, "Location"), (202, "Location")],
@@ -436,13 +436,13 @@ const ENROLLED: &[(&str, &str)] =
     &[("id", "$response.body#/face_id"), ("image_id", "$response.body#/image_id")];
 
 impl Route {
-    /// The path as the document and the log have it, without the regular expressions of its parameters.
+    /// Returns the path as the document and the log have it, without the regular expressions of its parameters.
     pub fn plain_path(&self) -> String {
         without_patterns(self.path)
     }
 }
 
-/// The route of a matched pattern.
+/// Returns the route of a matched pattern.
 pub fn by_pattern(pattern: &str) -> Option<&'static Route> {
     ROUTES.iter().find(|route| route.path == pattern)
 }
@@ -460,8 +460,8 @@ pub enum Requirement {
 static PATTERNS: LazyLock<Vec<(ResourceDef, &'static Route)>> =
     LazyLock::new(|| ROUTES.iter().map(|route| (ResourceDef::new(route.path), route)).collect());
 
-/// The route that requests for a path reach. `path` is the one that the router matches, in which characters that need no
-/// escape are not escaped.
+/// Returns the route that requests for a path reach. `path` is the one that the router matches, in which characters
+/// that need no escape are not escaped.
 pub fn matching(path: &str) -> Option<&'static Route> {
     PATTERNS.iter().find(|(pattern, _)| pattern.is_match(path)).map(|(_, route)| *route)
 }
@@ -479,13 +479,14 @@ pub fn method_of(route: &'static Route, method: &Method) -> Option<&'static Rout
     route.methods.iter().find(|taken| taken.name.eq_ignore_ascii_case(method.as_str()))
 }
 
-/// Whether a path is that of a probe, which is answered however much else is asked for.
+/// Returns whether a path is that of a probe, which the server answers at any load.
 pub fn is_probe(path: &str) -> bool {
     matches!(path, "/startupz" | "/livez" | "/readyz")
 }
 
-/// What a request needs: `sent` is its path as it was sent, `matched` as the router matches it. Another spelling of an open
-/// path is not open, an unknown path needs `admin`, and a method that a path does not take needs a scope of one that it takes.
+/// Returns the requirement of a request: `sent` is its path as the client sent it, `matched` as the router matches it.
+/// Another spelling of an open path is not open, an unknown path needs `admin`, and a method that a path does not take
+/// needs a scope of one that it takes.
 pub fn requirement(method: &Method, sent: &str, matched: &str) -> Requirement {
     let Some(route) = matching(matched) else { return Requirement::Any(Scopes::ADMIN) };
     let taken = method_of(route, method);
@@ -500,7 +501,7 @@ pub fn requirement(method: &Method, sent: &str, matched: &str) -> Requirement {
     }
 }
 
-/// `/dataset/{id:[^/]*}` as `/dataset/{id}`.
+/// Converts `/dataset/{id:[^/]*}` to `/dataset/{id}`.
 pub fn without_patterns(path: &str) -> String {
     let (mut plain, mut in_braces, mut in_pattern) = (String::new(), false, false);
     for character in path.chars() {

@@ -185,7 +185,7 @@ pub async fn list(
     Ok(OneOf::First(JsonResponse::new(page).headers(headers)))
 }
 
-/// A cursor's position: the time in the upper 64 bits, below it one bit for a track and 63 of the row.
+/// Returns a cursor's position: the time in the upper 64 bits, below it one bit for a track and 63 of the row.
 fn cursor_position(position: SightingPosition) -> u128 {
     let (kind, id) = match position.id {
         SightingId::Detection(id) => (0, id),

@@ -55,7 +55,7 @@ pub struct OtherPerson {
 }
 
 impl Warning {
-    /// The warning about images of others that are nearly the same picture; `None` without any.
+    /// Returns the warning about images of others that are nearly the same picture; `None` without any.
     pub fn of_similar(similar: Vec<sql::SimilarImage>) -> Option<Self> {
         (!similar.is_empty()).then(|| Self {
             images: similar.into_iter().map(SimilarImage::from).collect(),

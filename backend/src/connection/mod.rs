@@ -250,7 +250,7 @@ enum Transport {
 }
 
 impl Transport {
-    /// Whether the client has chosen HTTP/2.
+    /// Returns whether the connection uses HTTP/2.
     fn is_http2(&self) -> bool {
         match self {
             Self::Clear(_) => false,
@@ -258,7 +258,7 @@ impl Transport {
         }
     }
 
-    /// The camera that the client has proved to be by its certificate.
+    /// Returns the camera that the client's certificate authenticates.
     fn certified_camera(&self) -> Option<CertifiedCamera> {
         match self {
             Self::Clear(_) => None,
@@ -266,7 +266,7 @@ impl Transport {
         }
     }
 
-    /// The connection below TLS.
+    /// Returns the connection below TLS.
     fn tcp(&self) -> &TcpStream {
         match self {
             Self::Clear(stream) => stream,
@@ -402,8 +402,8 @@ impl Connection {
         }
     }
 
-    /// Whether to report the end of the client's sending. Not while a call reads its body: actix-http would drop the part
-    /// that it has not passed on.
+    /// Returns whether to report that the client has stopped sending. While a call reads its body, the report waits:
+    /// actix-http would drop the part that it has not passed on.
     fn may_end(&mut self) -> bool {
         if !self.call.body_open.get() {
             return true;

@@ -137,7 +137,7 @@ pub struct Link {
     pub parameters: &'static [(&'static str, &'static str)],
 }
 
-/// A call without anything but errors.
+/// Returns a call with a tag and errors, and nothing else.
 pub const fn call(tag: &'static str, errors: &'static [&'static [Example]]) -> Call {
     Call { tag, errors, headers: &[], also: &[], required: &[], links: &[] }
 }
@@ -149,8 +149,8 @@ fn face_id() -> Value {
     json!({ "type": "string", "minLength": 1, "maxLength": 64, "pattern": FACE_ID_PATTERN })
 }
 
-/// The parameters of paths and queries: schema, example, and the description of those in paths (queries have theirs at
-/// their type).
+/// Returns the parameters of paths and queries: schema, example, and the description of those in paths (queries have
+/// theirs at their type).
 pub fn parameters() -> Vec<(&'static str, Value)> {
     let time =
         |example: &str| json!({ "schema": { "type": "string", "format": "date-time" }, "example": example });
@@ -308,22 +308,22 @@ pub fn parameters() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// The kinds of stored principals.
+/// Returns the kinds of stored principals.
 fn kinds() -> Value {
     json!({ "enum": PrincipalKind::STORED.map(PrincipalKind::name) })
 }
 
-/// The rule of names of principals for ASCII; no control characters at all are allowed.
+/// Returns the rule of principals' names for ASCII; no control characters at all are allowed.
 fn principal_name() -> Value {
     json!({ "minLength": 1, "maxLength": 200, "pattern": "^[^\\x00-\\x20\\x7f]([^\\x00-\\x1f\\x7f]*[^\\x00-\\x20\\x7f])?$" })
 }
 
-/// A list of scopes.
+/// Returns the schema of a list of scopes.
 fn scopes(at_least: usize) -> Value {
     json!({ "minItems": at_least, "items": { "type": "string", "enum": Scope::ALL.map(Scope::name) }, "example": ["upload"] })
 }
 
-/// The headers of responses; `required` ones are in every response of their status.
+/// Returns the headers of responses; `required` ones are in every response of their status.
 pub fn headers() -> Vec<(&'static str, Value)> {
     let text = |required: bool, description: &str, example: &str| {
         let schema = json!({ "type": "string" });
@@ -367,7 +367,7 @@ pub fn headers() -> Vec<(&'static str, Value)> {
     ]
 }
 
-/// How tokens are sent.
+/// Returns the security scheme, which says how clients send tokens.
 pub fn token_scheme() -> Value {
     json!({
         "type": "http",

@@ -49,12 +49,12 @@ const TOKEN: &str = "token";
 const UNAUTHORIZED: &str = "Unauthorized";
 const FORBIDDEN: &str = "Forbidden";
 
-/// The API's document as `/openapi.json` serves it: OpenAPI 3.0, JSON, everything in alphabetical order.
+/// Returns the API's document as `/openapi.json` serves it: OpenAPI 3.0, JSON, everything in alphabetical order.
 pub fn document() -> String {
     document_at(None, false)
 }
 
-/// The document of a server at a public URL, without a `/` at its end, and with or without the guide.
+/// Returns the document of a server at a public URL, without a `/` at its end, and with or without the guide.
 pub fn document_at(public_url: Option<&str>, has_guide: bool) -> String {
     let (mut document, _) = build();
     if let Some(document) = document.as_object_mut() {
@@ -168,7 +168,7 @@ fn build() -> (Value, Vec<String>) {
     (document, builder.problems)
 }
 
-/// The errors of requests that may not be made by their principal, or at all.
+/// Returns the errors of requests that their principal may not make, or nobody.
 fn forbidden() -> Vec<ApiError> {
     let only = |scope: Scope| [scope].into_iter().collect();
     vec![
@@ -192,7 +192,7 @@ fn collect() -> DefaultApiRaw {
     api
 }
 
-/// Path and method of the calls that take a form: the conversion makes every body JSON.
+/// Returns path and method of the calls that take a form: the conversion makes every body JSON.
 fn forms(swagger: &DefaultApiRaw) -> BTreeSet<(String, String)> {
     let mut forms = BTreeSet::new();
     for (route, item) in &swagger.paths {
@@ -202,7 +202,7 @@ fn forms(swagger: &DefaultApiRaw) -> BTreeSet<(String, String)> {
     forms
 }
 
-/// Swagger 2 as OpenAPI 3.
+/// Converts Swagger 2 to OpenAPI 3.
 fn convert(swagger: DefaultApiRaw) -> Value {
     let mut converted = Value::Null;
     drop(App::new().wrap_api_with_spec(swagger).with_raw_json_spec_v3(|app, document| {
@@ -458,7 +458,7 @@ impl Builder {
         response.into()
     }
 
-    /// The errors of one status.
+    /// Returns the response with the errors of one status.
     fn errors(&mut self, errors: &[ApiError]) -> Value {
         let status = errors.first().map_or(0, |error| error.status_code().as_u16());
         let mut examples = Map::new();
@@ -511,7 +511,7 @@ impl Builder {
     }
 }
 
-/// The operation's id, such as `post_dataset_id_image`.
+/// Returns the operation's id, such as `post_dataset_id_image`.
 fn operation_id(method: &str, path: &str) -> String {
     let path = if path == "/" { "root" } else { path };
     let words: Vec<String> = format!("{method} {path}")

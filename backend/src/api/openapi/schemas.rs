@@ -70,7 +70,7 @@ fn move_named(schema: &mut DefaultSchemaRaw, of_field: bool, found: &mut Vec<Fou
     found.push(Found { name, of_field, schema });
 }
 
-/// The part of a schema that is the same wherever the type occurs: all but a field's description and example.
+/// Returns the part of a schema that is the same wherever the type occurs: all but a field's description and example.
 fn shape(schema: &DefaultSchemaRaw) -> Option<Value> {
     let schema = DefaultSchemaRaw { description: None, example: None, ..schema.clone() };
     serde_json::to_value(schema).ok()
@@ -150,8 +150,8 @@ fn unwrap_lines(schema: &mut Value) {
     }
 }
 
-/// Whether a field's doc comment says when it is null, in a sentence that begins with this word: an empty field is null
-/// unless serde leaves it out.
+/// Returns whether a field's doc comment says when it is null, in a sentence that begins with this word: an empty field
+/// is null unless serde leaves it out.
 fn says_null(description: &str) -> bool {
     description.starts_with("Null ") || description.contains(". Null ")
 }
@@ -203,13 +203,13 @@ fn merge(into: &mut Map<String, Value>, changes: &Value) {
     }
 }
 
-/// The schema that a reference names.
+/// Returns the name in a reference, and the schema of that name.
 pub fn referred<'v>(schema: &Value, schemas: &'v Map<String, Value>) -> Option<(String, &'v Value)> {
     let name = schema.get("$ref")?.as_str()?.strip_prefix(COMPONENTS)?;
     Some((name.to_owned(), schemas.get(name)?))
 }
 
-/// An example of a schema, assembled from the examples of its fields. `place` names it in problems.
+/// Returns an example of a schema, assembled from the examples of its fields. `place` names it in problems.
 pub fn example(
     place: &str,
     schema: &Value,

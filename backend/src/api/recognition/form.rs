@@ -99,7 +99,7 @@ pub struct ImageFields {
 }
 
 impl ImageFields {
-    /// The track that the image is a crop of.
+    /// Returns the track that the image is a crop of, if any.
     pub fn track(&self) -> Option<TrackRef> {
         Some(TrackRef { run_id: self.run_id.clone(), track_id: self.track_id? })
     }
@@ -168,7 +168,7 @@ impl RecognitionRequest {
     }
 }
 
-/// The values of a field by image, where an empty part stands for none; no values where the form has no such part.
+/// Returns the values of a field by image; an empty part is no value, and without such parts no image has one.
 ///
 /// # Errors
 /// There are more or fewer values than images, or one of them is malformed.

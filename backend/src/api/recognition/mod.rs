@@ -214,7 +214,7 @@ async fn recognise_and_store<Outcome>(
     Ok((body.seen_by(principal), recognised.timing))
 }
 
-/// The camera of a form; the token of a camera says it, and the form can only say the same.
+/// Returns the camera of a form; the token of a camera determines it, and the form can only repeat it.
 fn camera_of(sent: Option<&TextPart>, principal: &Principal) -> Result<String, ApiError> {
     let Some(own) = &principal.camera_id else { return required("camera_id", sent, 1) };
     match sent.map(|part| part.0.as_str()) {
@@ -273,10 +273,10 @@ struct RecognisedImages {
 }
 
 impl RecognisedImages {
-    /// The errors of single images.
+    /// Returns the errors of single images.
     ///
     /// # Errors
-    /// The first of them, where no image of the request has a result.
+    /// The first of them, if no image of the request has a result.
     fn errors_beside_others(&self, images: usize) -> Result<Vec<ImageError>, ApiError> {
         if let Some((_, first)) = self.errors.first()
             && self.errors.len() == images
@@ -342,8 +342,8 @@ async fn recognise(
     Ok(recognised)
 }
 
-/// How the crops of a track are decided together, with the model that identified the request's faces; `None` where that is
-/// switched off.
+/// Returns how to decide the crops of a track together, with the model that identified the request's faces; `None` if
+/// that is switched off.
 fn fusion(state: &State, model: Option<Arc<VersionedModel>>, top_k: usize) -> Option<Fusion> {
     let window = state.config.recognition.track_window()?;
     let recogniser = state.recogniser.clone();
@@ -406,7 +406,7 @@ async fn decide_tracks(
     Ok(())
 }
 
-/// The header `Server-Timing`: how long a request was queued and processed.
+/// Returns the header `Server-Timing`: how long a request was queued and processed.
 pub fn timing(queued: Duration, processed: Duration) -> Header {
     let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
     let durations = format!("queue;dur={:.1}, recognise;dur={:.1}", ms(queued), ms(processed));

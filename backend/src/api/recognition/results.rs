@@ -76,7 +76,7 @@ pub struct StoredResults(pub RecognitionBody<Stored>);
 pub struct SentResults(pub RecognitionBody<Sent>);
 
 impl<Outcome> RecognitionBody<Outcome> {
-    /// A body; without a model it has a notice.
+    /// Creates a body; without a model it has a notice.
     pub fn new(
         model_version: Option<i64>,
         outcome: Outcome,
@@ -201,14 +201,14 @@ pub struct ImageNote {
 }
 
 impl ImageNote {
-    /// A note on the image of this index.
+    /// Creates a note on the image of this index.
     pub fn new(image: usize, note: DecodeNote) -> Self {
         Self { image, code: note.code(), message: note.to_string() }
     }
 }
 
 impl Face {
-    /// A face of the image of this index, with the names of people.
+    /// Creates a face of the image of this index, with the names of people.
     pub fn new(image: usize, face: &IdentifiedFace, face_ids: &HashMap<i64, String>) -> Self {
         let identity = face.resolve(|person| face_ids.contains_key(&person));
         let all_predictions: Vec<Prediction> = identity
