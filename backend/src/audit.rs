@@ -15,18 +15,18 @@ use crate::{
     store::{Database, StoreError},
 };
 
-/// Rows in one transaction at most.
+/// Maximum number of rows in one transaction.
 const MAX_ROWS: usize = 256;
-/// Calls that wait for their row at most; more wait for a place.
+/// Maximum number of calls that wait for their row; further calls wait for a place.
 const MAX_WAITING: usize = 4096;
 /// Refusals of the same kind within this time are one row.
 const REFUSALS_TOGETHER: Duration = Duration::from_secs(60);
-/// Kinds of refusals that are counted at a time; all others count together.
+/// Maximum number of kinds of refusals that are counted at a time; all others count together.
 const MAX_KINDS: usize = 1000;
 
 /// The time between looks for rows that are too old.
 const TRIM_INTERVAL: Duration = Duration::from_secs(3600);
-/// By how much the oldest row must be too old: so that there are few checkpoints.
+/// By how much the oldest row must exceed the maximum age, so that there are few checkpoints.
 const TRIM_MARGIN: Duration = Duration::from_secs(86_400);
 /// Rows that are removed in one transaction.
 const TRIM_BATCH: i64 = 10_000;
@@ -60,7 +60,7 @@ impl From<&StoreError> for AuditError {
 /// A row that waits to be written.
 struct Pending {
     entry: AuditEntry,
-    /// `None` where nobody waits for it.
+    /// Reports the outcome; `None` if nobody waits for it.
     written: Option<oneshot::Sender<Result<(), AuditError>>>,
 }
 
@@ -130,7 +130,7 @@ impl AuditLog {
             *more += 1;
             return;
         }
-        // Where the queue is full, the refusal is counted with the next ones.
+        // If the queue is full, the refusal is counted with the next ones.
         let more = queue.try_send(Pending { entry, written: None }).map_or(1, |()| 0);
         refusals.insert(kind, more);
     }
@@ -148,7 +148,7 @@ impl RefusalKind {
         }
     }
 
-    /// Refusals of many addresses.
+    /// Returns the kind of refusals of many addresses.
     fn of_many(entry: &AuditEntry) -> Self {
         Self {
             principal_kind: entry.principal_kind,
@@ -266,7 +266,8 @@ fn count_again(refusals: &Mutex<HashMap<RefusalKind, i64>>, rows: Vec<Pending>) 
     }
 }
 
-/// Puts a row into the server's log, from where it goes wherever that goes: with the hash of the chain, without an id.
+/// Writes a row to the server's log, which may be collected elsewhere: with the hash of the chain, without the object's
+/// id.
 fn forward(row: &AuditRow) {
     tracing::info!(
         target: "facepipe_backend::audit",
@@ -287,7 +288,8 @@ fn forward(row: &AuditRow) {
     );
 }
 
-/// Removes rows that are older than `max_age`, now and then, until `stop` is set. Not where the clock may have jumped ahead.
+/// Removes rows that are older than `max_age`, now and then, until `stop` is set, unless the clock may have jumped
+/// ahead.
 pub async fn run_trimming(database: Database, max_age: Duration, stop: CancellationToken) {
     let mut clock = ClockWatch::default();
     loop {
@@ -315,8 +317,8 @@ async fn trim(
     }
     let until = now.saturating_add(micros(AHEAD));
     let Some((oldest, newest)) = database.audit_times(until).await? else { return Ok(0) };
-    // Stored, so that a restart changes nothing. Before the first look, the newest row stands for the last one: later rows
-    // have the time of the clock in question and must not confirm it.
+    // The time of the last look is stored, so that a restart changes nothing. Before the first look, the time of the
+    // newest row replaces it: later rows have the time of the clock in question and must not confirm it.
     let last = match database.last_audit_trim().await? {
         Some(last) => last,
         None => {
@@ -439,9 +441,9 @@ mod tests {
         let mut clock = ClockWatch::default();
         assert!(!clock.is_doubted(100 * day, 99 * day, year));
         assert!(clock.is_doubted(1000 * day, 100 * day, year));
-        // Corrected.
+        // The clock was corrected.
         assert!(!clock.is_doubted(101 * day, 100 * day, year));
-        // After a restart, too.
+        // The clock is doubted after a restart, too.
         assert!(ClockWatch::default().is_doubted(1000 * day, 100 * day, year));
         assert!(clock.is_doubted(103 * day, 100 * day, year / 73));
     }

@@ -37,12 +37,12 @@ const MIN_CONFIDENCE: f32 = 0.95;
 /// blur, and its embedding resembles those of other blurred faces.
 const MIN_SIDE: f32 = 40.0;
 
-/// What fills the cohort besides uploads.
+/// The sources of the cohort besides uploads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FillOptions {
-    /// Whether unknown faces of the cameras do.
+    /// Whether unknown faces of the cameras fill it.
     pub from_cameras: bool,
-    /// Embeddings from cameras that it has at most.
+    /// Maximum number of embeddings from cameras.
     pub max: u32,
 }
 
@@ -62,7 +62,7 @@ impl CohortEmbedder {
     }
 }
 
-/// What a pass changed.
+/// The changes of a pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CohortChanges {
     /// Embeddings that were added.
@@ -73,7 +73,7 @@ pub struct CohortChanges {
     pub evicted: usize,
 }
 
-/// Does a pass now and at every interval, until `stop` is set.
+/// Runs a pass now and at every interval, until `stop` is set.
 pub async fn run_filling(
     database: Database,
     embedder: CohortEmbedder,
@@ -107,8 +107,8 @@ pub async fn run_filling(
     }
 }
 
-/// Does one pass, or a part of one where `stop` is set; the next goes on from there. `None` where another process is doing
-/// one.
+/// Runs one pass, or a part of one if `stop` is set; the next pass continues from there. Returns `None` if another
+/// process is running one.
 ///
 /// # Errors
 /// The database fails; what was added until then stays.
@@ -129,7 +129,7 @@ pub async fn fill(
     let scrubbed = if may_have_evicted { database.scrub_journal().await } else { Ok(()) };
     let released = database.release_lease(Lease::Cohort, &holder).await;
     match outcome {
-        // Another process goes on.
+        // Another process continues.
         Err(StoreError::LeaseLost) => scrubbed.map(|()| None),
         Err(error) => Err(error),
         Ok(changes) => {
@@ -163,8 +163,8 @@ async fn pass(
     Ok(changes)
 }
 
-/// Removes the embeddings from cameras that match somebody who is enrolled with these images. Returns how many. Leaves a large
-/// cohort of a large gallery to the next pass: calibrations leave out who is enrolled.
+/// Removes the embeddings from cameras that match somebody who is enrolled with these images, and returns their number.
+/// Leaves a large cohort of a large gallery to the next pass: calibrations leave out people who are enrolled.
 ///
 /// # Errors
 /// The database fails.
@@ -233,7 +233,7 @@ async fn remove_matching(
     let (matching, others) = split.await?;
     let removed = database.erase_cohort_members(matching).await?;
     if removed > 0 {
-        // At once, not at the end of a pass: what follows may fail.
+        // The journal is scrubbed at once, not at the end of a pass, since later steps may fail.
         database.scrub_journal().await?;
     }
     Ok((removed, others))
@@ -290,9 +290,9 @@ fn scores_of(
     known
 }
 
-/// Chooses the candidates that become members: of each track the largest face that is good enough, of nobody who is
-/// enrolled, and of nobody who is a member already as far as can be told. `scores_of_members` are the [`top_scores`] of the
-/// members, in any order.
+/// Chooses the candidates that become members: of each track the largest face that is good enough, without people who
+/// are enrolled and, as far as can be determined, without people who are members already. `scores_of_members` are the
+/// [`top_scores`] of the members, in any order.
 fn choose(
     candidates: Vec<CohortCandidate>,
     members: &[Vec<f32>],

@@ -117,7 +117,7 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
             let outcome = add_admin(&database, name, *days, config.audit.is_on()).await;
             close(&database).await;
             let token = outcome?;
-            // The token alone, for a file.
+            // Prints the token alone, for a file.
             println!("{token}");
             eprintln!(
                 "Added to {place}.\nThis is the only time that the token is shown. It is valid for {days} days. Keep it in a \
@@ -149,7 +149,7 @@ pub async fn run(command: &Command, config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Says where the configured database is, without login and password.
+/// Describes where the configured database is, without login and password.
 ///
 /// # Errors
 /// It is a file that does not exist: a token in a new database would be of no use to the server.
@@ -169,7 +169,7 @@ fn existing_database(config: &Config) -> anyhow::Result<String> {
     Ok(format!("the database {}", file.display()))
 }
 
-/// Says which database a URL names, without login and parameters.
+/// Describes the database that a URL names, without login and parameters.
 fn database_address(url: &str) -> String {
     let address = url.split_once("://").filter(|_| !url.contains("password=")).map(|(scheme, rest)| {
         // A password may have any character.
@@ -227,7 +227,7 @@ async fn add_admin(database: &Database, name: &str, days: u16, is_audited: bool)
         && let Err(error) =
             database.append_audit(vec![added_admin(AuditOutcome::Done, Some(principal))]).await
     {
-        // An entry says that it began.
+        // An entry records the beginning already.
         eprintln!("The audit log has no entry of the end of this: {error}");
     }
     Ok(secret)

@@ -1,20 +1,20 @@
-//! How full the disks are that this process writes to.
+//! The free space of the disks that this process writes to.
 
 use std::path::PathBuf;
 
 /// A folder that this process writes to.
 #[derive(Debug, Clone)]
 pub struct Folder {
-    /// As the metrics name it.
+    /// Its name in the metrics.
     pub name: &'static str,
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
 }
 
 /// A folder's disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Disk {
-    /// Bytes that this process may still write: what is kept for root is left out.
+    /// Bytes that this process may still write, without those that are kept for root.
     pub free: u64,
     /// Bytes in all.
     pub size: u64,

@@ -44,7 +44,7 @@ pub use config::{
     TlsConfig, UnknownsConfig,
 };
 
-/// What benchmarks measure on its own. Not part of the interface.
+/// Parts that benchmarks measure by themselves. Not part of the interface.
 #[doc(hidden)]
 pub mod parts {
     pub use crate::{

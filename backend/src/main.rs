@@ -42,7 +42,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
     }
     logging::init(&config)?;
     if let Some(command @ Command::Health { .. }) = &args.command {
-        // Runs every few seconds: one thread suffices.
+        // The health check runs every few seconds: one thread suffices.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         return runtime.block_on(commands::run(command, config));
     }

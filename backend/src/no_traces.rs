@@ -1,4 +1,4 @@
-//! In the place of `traces.rs` where this program was built without it: nothing is traced.
+//! Replaces `traces.rs` in a build without it: nothing is traced.
 
 use std::{
     future::Future,
@@ -10,7 +10,7 @@ use reqwest::Url;
 
 use crate::request_id::RequestId;
 
-/// There is none.
+/// The context of spans, which does not exist in this build.
 #[derive(Debug, Clone)]
 pub enum Trace {}
 
@@ -32,7 +32,7 @@ pub fn begin_request(_: &HeaderMap, _: &Method, _: &str, _: &RequestId) -> Optio
     None
 }
 
-/// Answers a request.
+/// Runs the handling of a request.
 pub async fn within<F: Future>(_: Option<&Trace>, answering: F) -> F::Output {
     answering.await
 }
@@ -57,7 +57,7 @@ pub fn current() -> Option<Trace> {
     None
 }
 
-/// A step that is not written down.
+/// A step that is not recorded.
 pub struct Step;
 
 impl Step {
@@ -71,11 +71,11 @@ impl Step {
         self
     }
 
-    /// Writes nothing down.
+    /// Records nothing.
     pub fn record(self, _: Option<&Trace>) {}
 }
 
-/// Writes nothing down.
+/// Records nothing.
 pub fn record_embedding<'a>(_: impl Iterator<Item = &'a Trace>, _: usize, _: Instant, _: Duration, _: usize) {
 }
 

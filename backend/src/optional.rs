@@ -1,13 +1,13 @@
-//! Parts that a build may leave out, and what is said where they are asked for.
+//! Parts that a build may leave out, and the error of settings that need them.
 
 use crate::config_errors::config_error;
 
-/// One of them.
+/// A part that a build may leave out.
 #[derive(Debug, Clone, Copy)]
 pub struct Part {
-    /// As in "built without …".
+    /// Its name after "built without".
     name: &'static str,
-    /// The feature of Cargo's that has it.
+    /// Cargo's feature that includes it.
     feature: &'static str,
     here: bool,
 }
@@ -26,12 +26,13 @@ pub const OBJECT_STORES: Part = Part {
     here: cfg!(feature = "object-stores"),
 };
 
-/// What sends spans to a collector.
+/// The export of spans to a collector.
 pub const TRACES: Part =
     Part { name: "OpenTelemetry traces", feature: "traces", here: cfg!(feature = "traces") };
 
 impl Part {
-    /// Asks for the part on behalf of a setting that names `value`, which is shown: no password may be in it.
+    /// Checks that this build has the part, which a setting needs for `value`. The error shows `value`, which must
+    /// therefore have no password.
     ///
     /// # Errors
     /// This program was built without it.

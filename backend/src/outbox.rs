@@ -33,7 +33,7 @@ use crate::{
     tls,
 };
 
-/// Concurrent requests at most.
+/// Maximum number of concurrent requests.
 const MAX_IN_FLIGHT: usize = 4;
 /// The shortest backoff after a failure. It doubles with each further one.
 const MIN_BACKOFF: Duration = Duration::from_secs(1);
@@ -139,7 +139,7 @@ impl Sender {
         while !stop.is_cancelled() {
             let step = self.step().await;
             match &step {
-                // Once, not at every attempt.
+                // Logs a failure once, not at every attempt.
                 Err(error) if !failing => tracing::error!(%error, "the outbox cannot be read or written"),
                 _ => (),
             }

@@ -1,5 +1,5 @@
-//! Authentication: which principal a token is of. Knows the tokens of the token file and those of the database, as they
-//! were read last.
+//! Authentication: determines the principal of a token. Knows the tokens of the token file and those of the database,
+//! as they were last read.
 
 use std::{
     collections::HashMap,
@@ -25,7 +25,7 @@ pub enum TokenProblem {
     /// No token.
     #[error("this server needs a token that it knows, as `Authorization: Bearer <token>`")]
     Missing,
-    /// A token that nobody has, or one that was revoked.
+    /// An unknown token, or a revoked one.
     #[error(
         "this server needs a token that it knows, as `Authorization: Bearer <token>`: this one is unknown, or was revoked"
     )]
@@ -65,12 +65,12 @@ impl TokenProblem {
     }
 }
 
-/// When a token was used last.
+/// The last use of a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenUse {
     /// The minute.
     pub at: Micros,
-    /// From where; `None` where the connection has no address.
+    /// The client's address; `None` if the connection has none.
     pub address: Option<String>,
 }
 
@@ -221,7 +221,7 @@ impl AccessControl {
         self.reading.lock().await
     }
 
-    /// Replaces what is known of the database.
+    /// Replaces the known state of the database.
     pub fn replace(&self, revision: i64, principals: &[PrincipalRecord], tokens: &[TokenRecord]) {
         let of_id: HashMap<i64, &PrincipalRecord> =
             principals.iter().map(|record| (record.id, record)).collect();

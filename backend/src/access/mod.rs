@@ -1,5 +1,5 @@
-//! Who may do what: principals, their scopes and tokens. Knows neither SQL nor HTTP: the store reads and writes the rows,
-//! and `api/auth.rs` admits requests.
+//! Access to the server: principals, their scopes and tokens. Knows neither SQL nor HTTP: the store reads and writes
+//! the rows, and `api/auth.rs` admits requests.
 
 mod control;
 mod principal;

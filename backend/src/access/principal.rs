@@ -12,7 +12,7 @@ use crate::domain::Micros;
 /// Begins the idempotency keys of stored principals.
 pub const OWN_KEY: char = '\u{1}';
 
-/// What a principal is.
+/// The kind of a principal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PrincipalKind {
     /// A camera or edge node of the database.
@@ -155,7 +155,7 @@ impl Principal {
         format!("{OWN_KEY}{}", hex(&digest.finalize()))
     }
 
-    /// Returns what identifies it.
+    /// Returns the key that identifies it.
     #[allow(dead_code, reason = "for shares of the server")]
     pub fn key(&self) -> PrincipalKey {
         self.key

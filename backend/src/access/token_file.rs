@@ -1,6 +1,7 @@
-//! The token file: bearer tokens for the start of a deployment and for emergencies. It is reloaded when it changes, so that
-//! tokens are added and revoked without a restart. Only SHA-256 digests of tokens are kept. By hand: checking the file every
-//! second also works on network file systems and mounted secrets, where notifications of changes do not arrive.
+//! The token file: bearer tokens for the start of a deployment and for emergencies. It is reloaded when it changes, so
+//! that tokens are added and revoked without a restart. Only SHA-256 digests of tokens are kept. The server checks the
+//! file every second, which also works on network file systems and mounted secrets, where notifications of changes do
+//! not arrive.
 
 use std::{
     fmt, fs, io,
@@ -19,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Digest, Principal};
 
-/// Characters of a token at least. 16 of `openssl rand -hex` are 64 bits: too many to try.
+/// Minimum length of a token, characters. 16 of `openssl rand -hex` are 64 bits: too many to try.
 const MIN_CHARACTERS: usize = 16;
-/// Characters of a token at most; clients and proxies take no longer headers.
+/// Maximum length of a token, characters; clients and proxies take no longer headers.
 const MAX_CHARACTERS: usize = 8192;
 
 /// The interval between checks of the file.
@@ -50,12 +51,12 @@ pub enum TokenFileError {
     Line {
         /// Counted from 1.
         line: usize,
-        /// What is wrong.
+        /// The error.
         reason: LineError,
     },
 }
 
-/// What is wrong with a line.
+/// The error of a line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LineError {
     /// No role.
@@ -96,7 +97,7 @@ pub struct TokenFile {
     unusable: AtomicBool,
 }
 
-/// What is to be known of the file beside its tokens.
+/// The state of the file beside its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileStatus {
     /// Whether it has no token, so that it admits nobody.
@@ -109,7 +110,7 @@ pub struct FileStatus {
 /// permissions.
 type FileVersion = (SystemTime, u64, u64, (i64, i64));
 
-/// Where container engines mount secrets, which all users of the container can read.
+/// The folder where container engines mount secrets, which all users of the container can read.
 const SECRETS: &str = "/run/secrets";
 
 impl TokenFile {
@@ -121,7 +122,7 @@ impl TokenFile {
         Ok(Self { path: path.to_owned(), known: RwLock::new(read(path)?), unusable: AtomicBool::new(false) })
     }
 
-    /// Returns where the file is.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -130,7 +131,7 @@ impl TokenFile {
     pub fn principal_of(&self, token: &str) -> Option<Arc<Principal>> {
         let digest: Digest = Sha256::digest(token).into();
         let known = self.known();
-        // One more than the position; none is 0.
+        // `found` is one more than the position of the token, 0 for none.
         let mut found = 0_u64;
         for (number, known) in (1..).zip(known.iter()) {
             found.conditional_assign(&number, known.digest.ct_eq(&digest));
@@ -174,7 +175,7 @@ impl TokenFile {
     }
 
     fn check_file(&self, last: LastCheck) -> LastCheck {
-        // Before the file is read: a write in the meantime changes the version again.
+        // The version is determined before the file is read: a write in the meantime changes it again.
         let version = file_version(&self.path);
         if version.is_ok() && version.as_ref().ok() == last.version.as_ref() {
             tracing::trace!("token_file is unchanged");
@@ -189,7 +190,7 @@ impl TokenFile {
                 if *self.known() != *known {
                     let tokens = known.len();
                     *self.known.write().unwrap_or_else(PoisonError::into_inner) = known;
-                    // Afterwards: a reader of this line may use the new tokens at once.
+                    // The line is logged afterwards: its reader may use the new tokens at once.
                     if tokens == 0 {
                         tracing::warn!(
                             "read the changed token_file: it is empty, and all of its tokens are revoked"
@@ -202,7 +203,8 @@ impl TokenFile {
             }
             Err(error) => Some(error),
         };
-        // Read again until it can be read: what prevents that may pass without a trace in the version.
+        // An unreadable file is read again until it can be read: the obstacle may vanish without a change of the
+        // version.
         let version = version.filter(|_| !matches!(problem, Some(TokenFileError::Unreadable(_))));
         self.unusable.store(problem.is_some(), Ordering::Relaxed);
         if let Some(error) = &problem
@@ -232,7 +234,7 @@ impl fmt::Debug for TokenFile {
 #[derive(Default)]
 struct LastCheck {
     version: Option<FileVersion>,
-    /// Logged once, not at every check.
+    /// The problem that was found, logged once, not at every check.
     problem: Option<TokenFileError>,
 }
 
@@ -412,7 +414,7 @@ mod tests {
         let tokens = TokenFile::open(&path).unwrap();
         let last = tokens.check_file(LastCheck::default());
         assert!(last.version.is_some() && last.problem.is_none());
-        // It can be examined, and not read, also by the administrator.
+        // A folder can be examined but not read, even by the administrator.
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         let last = tokens.check_file(last);

@@ -31,7 +31,7 @@ use crate::{
 const MAX_LIFETIME: Duration = Duration::from_secs(3650 * 24 * 3600);
 /// How long a replaced token stays valid, seconds.
 const OVERLAP_S: u64 = 24 * 3600;
-/// Maximum of that.
+/// Maximum time for which a replaced token stays valid, seconds.
 const MAX_OVERLAP_S: u64 = 30 * 24 * 3600;
 
 /// A camera, person or program that gets access.
@@ -511,7 +511,7 @@ fn scopes_of(names: &[String]) -> Result<Scopes, ApiError> {
     scopes.map_err(|error| invalid("scopes", error.to_string()))
 }
 
-/// Reads which camera is meant: `None` where the request says nothing, the inner `None` for any.
+/// Reads the camera of a request: `None` if the request does not mention it, the inner `None` for any.
 fn camera_of(camera_id: Option<String>, any: Option<bool>) -> Result<Option<Option<String>>, ApiError> {
     match (camera_id, any) {
         (Some(_), Some(true)) => {

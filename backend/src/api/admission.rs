@@ -31,11 +31,11 @@ use crate::{
 
 /// `Retry-After` where memory is short: requests come and go quickly.
 const RETRY_BYTES: Duration = Duration::from_secs(1);
-/// Bytes of a response that are copied for sending at a time, at most.
+/// Maximum number of bytes of a response that are copied for sending at a time.
 const PIECE_BYTES: usize = 16 * 1024;
 
 /// Refuses requests of a client that makes too many, or whose body does not fit into memory beside those of others, and
-/// says whose share the others count towards.
+/// determines the share that accepted requests count towards.
 ///
 /// # Errors
 /// Those of the request.
@@ -48,7 +48,7 @@ pub async fn admit(
     };
     let (share, is_anonymous) = share_of(&request, &state);
     if let Err(error) = check(&request, &state, share.key, is_anonymous) {
-        // A response, not an error: the outer middleware logs responses.
+        // Returns a response, not an error: the outer middleware logs responses.
         return Ok(request.error_response(error).map_into_right_body());
     }
     Ok(share.scope(next.call(request)).await?.map_into_left_body())
@@ -66,7 +66,7 @@ fn check(request: &ServiceRequest, state: &State, key: ShareKey, is_anonymous: b
     })?;
     let length =
         request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    // Larger ones are refused for their size, when they are read.
+    // Larger bodies are refused for their size when they are read.
     let length = length.unwrap_or(0).min(state.config.listener.max_request_bytes);
     if length == 0 {
         return Ok(());

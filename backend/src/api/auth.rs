@@ -1,4 +1,5 @@
-//! Authorisation, before anything of a request's body is read: whose request it is, and whether the matched route takes it.
+//! Authorisation, before any of a request's body is read: determines the request's principal, and whether it may call
+//! the matched route.
 
 use std::{
     future::{Ready, ready},
@@ -34,7 +35,7 @@ pub async fn authorise(
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     match admit(&request) {
-        // A response, not an error: the outer middleware logs responses.
+        // Returns a response, not an error: the outer middleware logs responses.
         Err(error) => Ok(request.error_response(error).map_into_right_body()),
         Ok(principal) => {
             request.extensions_mut().insert(principal);
@@ -63,7 +64,7 @@ fn admit(request: &ServiceRequest) -> Result<Arc<Principal>, ApiError> {
             if principal.scopes.allows_any(needed) {
                 Ok(principal)
             } else {
-                // The audit log says who was refused.
+                // The audit log names the refused principal.
                 request.extensions_mut().insert(Arc::clone(&principal));
                 Err(ApiError::Forbidden { needed, has: principal.scopes })
             }
@@ -71,8 +72,8 @@ fn admit(request: &ServiceRequest) -> Result<Arc<Principal>, ApiError> {
     }
 }
 
-/// Returns the camera that the client has proved to be when it connected: data of a connection of HTTP/1.1, or of a request
-/// of HTTP/2.
+/// Returns the camera that the client's certificate authenticated when it connected: data of a connection of HTTP/1.1,
+/// or of a request of HTTP/2.
 fn certified_camera(request: &ServiceRequest) -> Option<CertifiedCamera> {
     let of_request = request.extensions().get::<CertifiedCamera>().cloned();
     of_request.or_else(|| request.conn_data::<CertifiedCamera>().cloned())

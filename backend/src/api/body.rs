@@ -53,7 +53,7 @@ pub async fn limit_body_time(
     let mut body = request.take_payload();
     let has_body = !matches!(body, Payload::None);
     let call = request.conn_data::<Rc<CallState>>().cloned();
-    // Until the response is ready; the connection itself tracks its bytes.
+    // The call runs until the response is ready; the connection itself tracks the response's bytes.
     let _running = call.as_ref().map(|call| call.begin(has_body));
     let bytes = state.as_ref().map(|state| Arc::new(state.shares.bytes.request(Share::current().key)));
     if has_body {

@@ -300,8 +300,8 @@ fn total(counts: &[sql::CohortCount], embedder: &str) -> i64 {
     counts.iter().filter(|count| count.embedder == embedder).map(|count| count.embeddings).sum()
 }
 
-/// Returns the lowest FPIR that so many strangers can measure, by the rule of three: if none of n strangers is named,
-/// the rate is at most 3 in n, with 95 % confidence.
+/// Returns the lowest FPIR that so many strangers can show, by the rule of three: if none of n strangers is named, the
+/// rate is at most 3 in n, with 95 % confidence.
 fn measurable_fpir(strangers: i64) -> Option<f64> {
     let strangers = f64::from(u32::try_from(strangers).ok()?);
     (strangers >= RULE_OF_THREE).then(|| RULE_OF_THREE / strangers)

@@ -311,7 +311,7 @@ pub async fn image_content(
     }
     let bytes = match state.blobs.get(&blob_key).await {
         Err(error @ StoreError::Blob(object_store::Error::NotFound { .. })) => {
-            // Erased since the row was read: then the row is gone, too.
+            // The image may have been erased since its row was read; then the row is gone, too.
             key().await?;
             return Err(error.into());
         }
@@ -412,7 +412,7 @@ pub async fn enrol(
     }
     let choice = FaceChoice::read(form.r#box.as_ref(), form.face.as_ref())?;
     let bytes = form.image.into_iter().next().ok_or(ApiError::ImageMissing)?.0?;
-    // Before recognition, which takes a while: the image may be a duplicate, or the dataset locked.
+    // These checks precede recognition, which takes a while: the image may be a duplicate, or the dataset locked.
     let sha256 = digest(bytes.clone()).await?;
     state.database.ensure_image_is_new(person.row, &sha256).await?;
     state.database.dataset_unlocked().await?;
@@ -448,7 +448,7 @@ pub async fn enrol(
         face: EnrolledFace { bounding_box: face.bounding_box, quality: face.quality },
         embedding: face.embedding,
     };
-    // The blob first: a row always has its blob, and the next sweep removes a blob without a row.
+    // The blob is written first: a row always has its blob, and the next sweep removes a blob without a row.
     state.blobs.put(&blob_key, bytes).await?;
     if let Err(error) = state.database.add_image(person.row, image).await {
         if let Err(left) = state.blobs.delete(&blob_key).await {

@@ -401,7 +401,7 @@ impl Page {
     }
 }
 
-/// What a client follows.
+/// The changes that a client follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Following {
     /// New detections, by id.

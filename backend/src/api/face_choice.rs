@@ -1,4 +1,4 @@
-//! Which face of an image counts where one face must do: the main one, or the one that a request names.
+//! The choice of a face of an image for calls that take one face: the main one, or the one that a request names.
 
 use facepipe_vision::{DecodeNote, face_at};
 
@@ -13,7 +13,7 @@ use crate::{
 /// which have about twice the area of the detector's boxes.
 const MIN_OVERLAP: f32 = 0.3;
 
-/// Which face of an image counts.
+/// The choice of a face of an image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum FaceChoice {
     /// The main one.

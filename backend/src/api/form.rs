@@ -77,7 +77,7 @@ fn parts(headers: &HeaderMap, payload: &mut Payload) -> Result<Multipart, ApiErr
                 .into(),
         ));
     }
-    // Announced as another kind of multipart body: of forms, actix-multipart parses the headers of parts itself, and
+    // Announces another kind of multipart body: for forms, actix-multipart parses the headers of parts itself, and
     // strictly.
     let content_type = [b"multipart/mixed; boundary=\"", boundary.as_slice(), b"\""].concat();
     let content_type = HeaderValue::from_bytes(&content_type)
@@ -162,7 +162,7 @@ fn invalid(field: &str, reason: String) -> ApiError {
 
 fn malformed(error: MultipartError) -> ApiError {
     match error {
-        // The library's own buffer; `ByteBudget` counts the form's bytes.
+        // This is the library's own buffer; `ByteBudget` counts the form's bytes.
         MultipartError::Payload(PayloadError::Overflow) => {
             ApiError::MalformedForm("the headers of a part, or a line before the first, are too long".into())
         }

@@ -82,7 +82,7 @@ struct CachedFile {
     tag: String,
 }
 
-/// Bytes of files in memory at most. The guide has a few million.
+/// Maximum number of bytes of files in memory. The guide has a few million.
 const MAX_CACHED_BYTES: usize = 64 * 1024 * 1024;
 
 /// The files that were read, by their canonical paths.
@@ -108,17 +108,18 @@ async fn read(file: &Path) -> std::io::Result<CachedFile> {
     Ok(read)
 }
 
-/// What is at a path of the guide.
+/// The entry at a path of the guide.
 enum Found {
     File(PathBuf),
     /// A folder with a page, requested without the `/` that its links need; its name.
     Folder(String),
 }
 
-/// Finds a path below the canonical folder `root`. Never leaves the folder, whatever the path and symbolic links say.
+/// Finds a path below the canonical folder `root`. Never leaves the folder, regardless of the path and of symbolic
+/// links.
 async fn find(root: &Path, path: &str) -> Option<Found> {
     let relative = Path::new(path);
-    // `\` is no separator here, and in no name of the guide.
+    // `\` is no separator here, and no name of the guide has one.
     let is_plain = !path.contains(['\\', '\0'])
         && relative.components().all(|component| match component {
             Component::Normal(name) => !name.as_encoded_bytes().starts_with(b"."),

@@ -107,7 +107,7 @@ pub async fn content(state: web::Data<State>, image_id: web::Path<String>) -> Re
 /// The active model contains it until the next training.
 #[api_v2_operation]
 pub async fn erase(state: web::Data<State>, image_id: web::Path<String>) -> Result<NoContent, ApiError> {
-    // Should the erasure fail, the person's entries still have it.
+    // If the erasure fails, the audit log's entries about the person still include this call.
     if let Ok(image) = state.database.image(&image_id).await {
         trail::belongs_to(image.person.id);
     }

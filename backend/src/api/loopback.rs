@@ -1,5 +1,5 @@
-//! Requests to a server without tokens: only from its own machine, and not from web pages of elsewhere, which a browser on
-//! this machine may be showing.
+//! Checks requests to a server without tokens: they must come from its own machine, and not from web pages of other
+//! origins, which a browser on this machine may be showing.
 
 use std::net::IpAddr;
 
@@ -27,8 +27,8 @@ pub fn check(request: &ServiceRequest, origins: &[String]) -> Result<(), ApiErro
     // HTTP/2 has the host in the URI.
     let authority = request.uri().authority().map(|authority| authority.as_str());
     let hosts: Vec<&str> = request.headers().get_all(header::HOST).map(text).chain(authority).collect();
-    // A name that leads to this machine, but is somebody else's, is how a page reaches a server behind its browser (DNS
-    // rebinding). Browsers always name a host.
+    // By a foreign name that leads to this machine, a page reaches a server behind its browser (DNS rebinding).
+    // Browsers always name a host.
     if !hosts.iter().all(|host| is_of_this_machine(host)) {
         return Err(ApiError::ForeignHost);
     }

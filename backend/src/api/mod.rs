@@ -177,7 +177,7 @@ fn rfc3339(micros: Micros) -> Result<String, ApiError> {
 fn parse_time(text: &str) -> Result<Micros, String> {
     let moment = OffsetDateTime::parse(text, &Rfc3339)
         .map_err(|_| "is not a time as RFC 3339 has it, e.g. 2024-05-06T07:08:09.25Z".to_owned())?;
-    // Responses have it in UTC, where the year must be in RFC 3339's range, too.
+    // Responses have the time in UTC, where the year must be in RFC 3339's range, too.
     moment
         .checked_to_offset(UtcOffset::UTC)
         .filter(|utc| (0..=9999).contains(&utc.year()))

@@ -194,7 +194,8 @@ impl Model {
         Self::of(state, vec![row], active).await?.pop().ok_or(ApiError::ModelNotFound)
     }
 
-    /// Models with the current names of the people in their calibrations. `active` is the version of the active one.
+    /// Returns models with the current names of the people in their calibrations. `active` is the version of the active
+    /// one.
     async fn of(state: &State, rows: Vec<ModelRow>, active: Option<i64>) -> Result<Vec<Self>, ApiError> {
         let mut models =
             rows.into_iter().map(|row| Self::new(row, active)).collect::<Result<Vec<_>, ApiError>>()?;
@@ -211,7 +212,7 @@ impl Model {
 
     fn new(row: ModelRow, active: Option<i64>) -> Result<Self, ApiError> {
         let calibration = row.calibration().unwrap_or_else(|error| {
-            // The other models, and what else there is to say of this one, are worth an answer.
+            // The response is useful without this calibration: it has the other models, and the rest of this one.
             tracing::error!(version = row.version, %error, "cannot read a calibration");
             None
         });

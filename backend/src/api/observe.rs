@@ -32,7 +32,7 @@ pub async fn observe(
     let id = RequestId::of(request.headers());
     let (method, route) = (request.method().clone(), route(&request));
     let metrics = request.app_data::<web::Data<State>>().map(|state| state.metrics.clone());
-    // At the highest level, so that no log filter strips the id from the lines that it passes.
+    // The span has the highest level, so that no log filter strips the id from the lines that it passes.
     let span = tracing::error_span!("request", request_id = %id, trace_id = Empty);
     let trace = traces::begin_request(request.headers(), &method, &route, &id);
     if let Some(trace) = &trace {
@@ -85,7 +85,7 @@ fn keep_private(headers: &mut HeaderMap) {
     }
 }
 
-/// Dropped where a request's client leaves before the response.
+/// Counts a request as abandoned when it is dropped: the client left before the response.
 struct AbandonmentGuard<'a> {
     metrics: Option<&'a Metrics>,
     trace: Option<&'a Trace>,

@@ -169,7 +169,7 @@ pub struct Csv {
 pub fn csv_of(fields: &[&str], rows: impl IntoIterator<Item = impl Serialize>) -> Result<Vec<u8>, ApiError> {
     let internal = |error: csv::Error| ApiError::Internal(error.into());
     let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
-    // By hand, so that an empty table has it, too.
+    // Writes the names of the columns by hand, so that an empty table has them, too.
     writer.write_record(fields).map_err(internal)?;
     for row in rows {
         writer.serialize(row).map_err(internal)?;

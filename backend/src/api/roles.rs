@@ -30,7 +30,7 @@ pub async fn serve_role(
         Ok(next.call(request).await?.map_into_left_body())
     } else {
         let error = ApiError::OtherRole { role: role.as_str(), served_by: served_by.as_str() };
-        // A response, not an error: the outer middleware logs responses.
+        // Returns a response, not an error: the outer middleware logs responses.
         Ok(request.error_response(error).map_into_right_body())
     }
 }

@@ -1,4 +1,4 @@
-//! `/`: where a client that only has the server's address finds the API.
+//! `/`: leads a client that only has the server's address to the API.
 
 use actix_web::{HttpRequest, HttpResponse, Responder, body::BoxBody, http::header};
 use paperclip::{
@@ -62,7 +62,8 @@ pub async fn describe_service(
     request: HttpRequest,
     state: web::Data<State>,
 ) -> OneOf<JsonResponse<ServiceDescription>, DocsRedirect> {
-    // Relative to this path without a `public_url`, so that links work behind a proxy that strips a prefix.
+    // Addresses are relative to this path without a `public_url`, so that links work behind a proxy that strips a
+    // prefix.
     let at = |path: &str| {
         state.public_url.as_deref().map_or_else(|| path.to_owned(), |url| format!("{url}/{path}"))
     };

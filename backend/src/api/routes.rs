@@ -1,5 +1,5 @@
-//! The routes: one table of paths, roles, methods, scopes and handlers, with what the API's document says of each call
-//! beyond the types of its handler. Routing, 405 and its `Allow`, roles, tokens and the document follow from it.
+//! The routes: one table of paths, roles, methods, scopes and handlers, and the document's details of each call.
+//! Routing, 405 and its `Allow`, roles, tokens and the document follow from it.
 
 use std::sync::LazyLock;
 
@@ -47,9 +47,9 @@ pub struct RouteMethod {
     pub name: &'static str,
     /// The scope that it needs on a server that has tokens; `None` for none: probes, and the document with its pages.
     pub scope: Option<Scope>,
-    /// What the audit log records of it; `None` for what shows nobody and changes nothing.
+    /// The action that the audit log records for it; `None` for calls that show nobody and change nothing.
     pub audit: Option<AuditAction>,
-    /// What the document says of it; `None` for a page.
+    /// Its entry in the document; `None` for a page.
     pub call: Option<Call>,
 }
 
@@ -297,7 +297,7 @@ routes! {
         "/database/{id:[^/]*}/last-known-location" Manage {
             get Read Look database::last_known_location => call(DATABASE, &[FACE_ID, PERSON, NEVER_SEEN, ROWS]);
         }
-        // After the paths of a person: a person may be called “detections”.
+        // These paths follow those of a person: a person may be called “detections”.
         "/database/detections/{detection_id:[^/]*}" Manage {
             get Read Look detections::get => call(DATABASE, &[PATH, NO_DETECTION, ROWS]);
             delete Enrol Erase detections::erase => call(DATABASE, &[PATH, NO_DETECTION, FULL, ROWS]);
@@ -424,14 +424,14 @@ const CSV_EXAMPLE: &str = "id,captured_at,received_at,camera_id,location,face_id
      42,2024-05-06T07:08:09.25Z,2024-05-06T07:08:10.5Z,gate-1,Lobby,Ada Lovelace,0.875,0.8125,0.355,0.996,\
      7,12,112.5,64.0,208.0,186.5,018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c,,claim,,\
      fJ2bYb3bRk-GvJ0bC1m3nA,t4503599627370497,1,,\n";
-/// What the sightings look like as CSV.
+/// An example of sightings as CSV.
 const SIGHTINGS_CSV_EXAMPLE: &str = "id,camera_id,location,run_id,track_id,first_captured_at,last_captured_at,face_id,person_id,\
      decision,confidence,score,threshold,model_version,crops,best_detection,open,updated_at\n\
      t4503599627370497,gate-1,Lobby,fJ2bYb3bRk-GvJ0bC1m3nA,12,2024-05-06T07:08:09.25Z,2024-05-06T07:08:13.5Z,\
      Ada Lovelace,018f4c9a-7b1e-7c3d-9a2f-5d6e7f8a9b0c,known,0.875,0.8125,0.355,7,3,42,false,\
      2024-05-06T07:08:14Z\n";
 
-/// Where the response to an enrolment has the parameters of the image's path.
+/// The fields of an enrolment's response that are the parameters of the image's path.
 const ENROLLED: &[(&str, &str)] =
     &[("id", "$response.body#/face_id"), ("image_id", "$response.body#/image_id")];
 
@@ -447,7 +447,7 @@ pub fn by_pattern(pattern: &str) -> Option<&'static Route> {
     ROUTES.iter().find(|route| route.path == pattern)
 }
 
-/// What a request needs to be admitted.
+/// The requirement for admitting a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Requirement {
     /// Nothing.
@@ -607,7 +607,7 @@ mod tests {
 
     #[test]
     fn every_call_that_changes_something_or_shows_somebody_is_audited() {
-        // What may stay out of the log: everything else has an action.
+        // Calls that may stay out of the log; every other call has an action.
         let unaudited = [
             "get /cohort",
             "get /cameras",

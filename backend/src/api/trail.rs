@@ -31,7 +31,7 @@ use crate::{
     request_id::RequestId,
 };
 
-/// What a call is about.
+/// The subject of a call.
 #[derive(Debug, Clone, Default)]
 struct Subject {
     object: Option<AuditObject>,
@@ -49,23 +49,24 @@ fn set(subject: Subject) {
     let _ = SUBJECT.try_with(|current| *current.borrow_mut() = subject);
 }
 
-/// Says that the call is about a person, where its address does not say so.
+/// Notes that the call is about a person, if its address does not name the person.
 pub fn is_about_person(id: PersonId) {
     set(Subject { object: Some(AuditObject::person(id)), ..Subject::default() });
 }
 
-/// Says that the call is about an image, and whose it is.
+/// Notes that the call is about an image of a person.
 pub fn is_about_image(id: &str, person: PersonId) {
     let object = AuditObject { kind: AuditObjectKind::Image, id: id.to_owned() };
     set(Subject { object: Some(object), person: Some(person), is_empty: false });
 }
 
-/// Says whom the object of the address belongs to.
+/// Notes the person that the object of the address belongs to.
 pub fn belongs_to(person: PersonId) {
     let _ = SUBJECT.try_with(|current| current.borrow_mut().person = Some(person));
 }
 
-/// Says that the response shows nobody, as most responses to a client that asks again and again for news: it leaves no row.
+/// Notes that the response shows nobody, as most responses to a client that polls for news do: such a call leaves no
+/// row.
 pub fn shows_nobody() {
     let _ = SUBJECT.try_with(|current| current.borrow_mut().is_empty = true);
 }
@@ -85,7 +86,7 @@ pub async fn record(
     if !call.action.only_reads() {
         let begun = call.entry(AuditOutcome::Begun, None, subject.clone());
         if let Err(error) = state.audit.append(begun).await {
-            // A response, not an error: the outer middleware logs responses.
+            // Returns a response, not an error: the outer middleware logs responses.
             return Ok(request.error_response(refused(error)).map_into_right_body());
         }
     }
@@ -109,7 +110,8 @@ pub async fn record(
     let written = state.audit.append(ended).await;
     let response = outcome?;
     match written {
-        // An error shows nothing, and an act is done, of which a row says that it began.
+        // Only a look that succeeded is refused: an error shows nothing, and an act is done, with a row about its
+        // beginning.
         Err(error) if call.action.only_reads() && !is_failure(status) => {
             Ok(response.error_response(refused(error)).map_into_right_body())
         }
@@ -157,7 +159,7 @@ struct Call {
 
 impl Call {
     fn entry(&self, outcome: AuditOutcome, status: Option<StatusCode>, subject: Subject) -> AuditEntry {
-        // A person's name is in the list of principals, as long as there is that person.
+        // The list of principals has a person's name, as long as the person exists.
         let is_machine = matches!(self.principal.kind, PrincipalKind::Camera | PrincipalKind::File);
         AuditEntry {
             at: now(),
@@ -195,18 +197,19 @@ fn audited(request: &ServiceRequest) -> Option<(web::Data<State>, Call)> {
     Some((state.clone(), Call { action, principal, address, route }))
 }
 
-/// Returns whether a principal recognises faces as a camera does, without anybody who looks. `scope` is that of the call.
+/// Returns whether a principal recognises faces as a camera does, with nobody looking at the response. `scope` is that
+/// of the call.
 fn is_camera(principal: &Principal, scope: Option<Scope>) -> bool {
     match principal.kind {
         PrincipalKind::Camera => true,
         PrincipalKind::File => !principal.scopes.allows(Scope::Admin),
-        // Without tokens, it is cameras that upload.
+        // Without tokens, uploads come from cameras.
         PrincipalKind::Local => scope == Some(Scope::Upload),
         PrincipalKind::Person | PrincipalKind::Anonymous => false,
     }
 }
 
-/// Reads what the address of a request says of its object.
+/// Reads the object of a request from its address.
 async fn subject_of(state: &State, request: &ServiceRequest) -> Subject {
     let mut subject = Subject::default();
     let parameters = routes::matching_with_parameters(request.match_info().unprocessed());
@@ -220,7 +223,7 @@ async fn subject_of(state: &State, request: &ServiceRequest) -> Subject {
     }
     let query = request.query_string();
     if subject.object.is_none() {
-        // A person whom a name leads to.
+        // The address names the person, who is the object.
         subject.object = subject.person.take().map(AuditObject::person);
     }
     if subject.object.is_none() && !query.is_empty() {

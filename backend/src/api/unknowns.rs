@@ -279,7 +279,7 @@ pub async fn picture(
     let detection = detection.parse().map_err(|_| ApiError::DetectionNotFound)?;
     let key = state.database.unknown_picture_key(row, detection).await?.ok_or(ApiError::NoPicture)?;
     let bytes = match state.blobs.get(&key).await {
-        // Too old meanwhile.
+        // The picture has become too old in the meantime.
         Err(StoreError::Blob(object_store::Error::NotFound { .. })) => return Err(ApiError::NoPicture),
         bytes => bytes?,
     };

@@ -75,8 +75,8 @@ impl Warning {
     }
 }
 
-/// Doubts whether a face shows the person under whom it is about to be enrolled. `copied` has the people whose picture it is a
-/// copy of: of those, another warning tells already.
+/// Returns reasons to doubt that a face shows the person under whom it is about to be enrolled. `copied` has the people
+/// whose picture it is a copy of; another warning names them already.
 ///
 /// # Errors
 /// The database fails.

@@ -14,7 +14,7 @@ settings! {
 }
 
 impl CohortConfig {
-    /// Checks that there is something to add where cameras fill the cohort.
+    /// Checks that unknown faces keep their embeddings if cameras fill the cohort.
     pub(super) fn check(&self, keep_unknown_embeddings: bool) -> anyhow::Result<()> {
         anyhow::ensure!(
             keep_unknown_embeddings || !self.cohort_from_cameras,

@@ -76,7 +76,7 @@ macro_rules! concerns {
         }
 
         impl Config {
-            // By concern: serde loses the key of a wrong value where it flattens.
+            // Extracts each concern by itself: serde loses the key of a wrong value where it flattens.
             fn extract(merged: &Figment) -> anyhow::Result<Self> {
                 Ok(Self { $($concern: merged.extract()?,)+ })
             }

@@ -7,9 +7,9 @@ use facepipe_vision::{Compute, DecodeLimits, DeviceKind, EmbedderKind, default_m
 
 use crate::recognise::{MatchThreshold, QueueLimits, RecogniserOptions};
 
-/// Predictions of a face in a response.
+/// Default number of predictions of a face in a response.
 const DEFAULT_TOP_K: usize = 5;
-/// Maximum of those.
+/// Maximum number of predictions of a face in a response.
 pub const MAX_TOP_K: usize = 100;
 
 settings! {

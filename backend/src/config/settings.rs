@@ -1,5 +1,5 @@
-//! How settings are written: once each, with type, default, documentation, environment variable and limits. The macro
-//! makes the struct of the configuration and the flags of the command line from them.
+//! Settings, each written once, with type, default, documentation, environment variable and limits. The macro makes the
+//! struct of the configuration and the flags of the command line from them.
 
 use std::{fmt::Display, ops::RangeInclusive};
 

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use crate::shares::{ConnectionLimits, RateLimit, ShareLimits, TrustedProxies};
 
-/// Bytes of one client's requests in memory, where the largest request is smaller.
+/// Default of one client's bytes of requests in memory, unless the largest request is larger.
 const CLIENT_BODY_BYTES: usize = 128 * 1024 * 1024;
 /// Requests at once after a pause, in seconds of the rate.
 const BURST_S: u32 = 2;
-/// The same of clients without a token: a page with its files.
+/// Requests at once of clients without a token, in seconds of the rate: a page with its files.
 const ANONYMOUS_BURST_S: u32 = 10;
 
 settings! {
@@ -52,18 +52,19 @@ impl SharesConfig {
         TrustedProxies::parse(&self.trusted_proxies)
     }
 
-    /// Returns the bytes of one client's requests in memory. Unless set, the largest request fits.
+    /// Returns the bytes of one client's requests in memory. Unless set, they suffice for the largest request.
     fn client_body_bytes(&self, max_request_bytes: usize) -> usize {
         self.client_body_bytes.unwrap_or_else(|| CLIENT_BODY_BYTES.max(max_request_bytes))
     }
 
-    /// Returns the bytes of all requests in memory. Unless set, twice one client's: the last quarter is not for large requests.
+    /// Returns the bytes of all requests in memory. Unless set, they are at least twice one client's: the last quarter
+    /// is not for large requests.
     fn body_budget_bytes(&self, max_request_bytes: usize) -> usize {
         let client = self.client_body_bytes(max_request_bytes).max(CLIENT_BODY_BYTES);
         self.body_budget_bytes.unwrap_or_else(|| client.saturating_mul(2))
     }
 
-    /// Returns what requests are counted by, where one has at most `max_request_bytes`.
+    /// Returns the limits by which requests are counted; a request has at most `max_request_bytes`.
     ///
     /// # Errors
     /// As [`trusted_proxies`](Self::trusted_proxies).
@@ -80,7 +81,7 @@ impl SharesConfig {
         })
     }
 
-    /// Returns how many connections there may be, of `descriptors` for all of them.
+    /// Returns the limits of connections, of which at most `descriptors` are open.
     ///
     /// # Errors
     /// As [`trusted_proxies`](Self::trusted_proxies).

@@ -25,7 +25,7 @@ settings! {
 }
 
 impl UnknownsConfig {
-    /// Checks that unknown faces are kept where their pictures are.
+    /// Checks that unknown faces keep their embeddings if their pictures are kept.
     pub(super) fn check(&self, keep_unknown_embeddings: bool) -> anyhow::Result<()> {
         anyhow::ensure!(
             keep_unknown_embeddings || !self.unknown_pictures,

@@ -178,7 +178,7 @@ fn read_request(request: http::Request<RecvStream>, peer: Option<SocketAddr>) ->
         head.headers.append(name, HeaderValue::from_bytes(value.as_bytes()).ok()?);
     }
     if let Some(authority) = parts.uri.authority() {
-        // Takes precedence over `Host` (RFC 9113, section 8.3.1).
+        // `:authority` takes precedence over `Host` (RFC 9113, section 8.3.1).
         head.headers.insert(header::HOST, HeaderValue::from_str(authority.as_str()).ok()?);
     }
     join_cookies(&mut head.headers)?;
@@ -341,7 +341,7 @@ mod tests {
         let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
         tokio::spawn(async move { while connection.accept().await.is_some() {} });
         let mut stream = respond.send_response(http::Response::new(()), false).unwrap();
-        // It would take two seconds, during which it never stops for long.
+        // Sending would take two seconds, without a long pause.
         let sent = send_chunk(Bytes::from(vec![7_u8; 200]), &mut stream, Duration::from_millis(200)).await;
         assert!(matches!(sent, Err(SendError::Timeout(_))), "{sent:?}");
     }

@@ -191,7 +191,8 @@ where
                     async move {
                         let peer = stream.peer_addr().ok();
                         let accepted = Instant::now();
-                        // Before the handshake of TLS, which costs more than anything else that strangers can ask for.
+                        // Admission precedes the handshake of TLS, which costs more than anything else that strangers
+                        // can ask for.
                         let Some((guard, exceeded)) = admit(&connections, &metrics, peer) else {
                             return Ok(());
                         };
@@ -226,8 +227,8 @@ where
     Ok(builder.run())
 }
 
-/// Counts a new connection; `None` where it is to be closed. A connection beyond the bound comes with that bound and its
-/// maximum.
+/// Counts a new connection; returns `None` if it must be closed. A connection beyond the bound comes with that bound
+/// and its maximum.
 fn admit(
     connections: &Connections,
     metrics: &Metrics,
@@ -363,7 +364,7 @@ impl Connection {
         }
     }
 
-    /// Fails once a connection that is to end has had its time.
+    /// Fails once the time of a connection that must end has passed.
     fn poll_end(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         if self.call.ending.get() && !self.call.running.get() && self.end.is_none() {
             self.end = Some(Box::pin(tokio::time::sleep(SPARE_TIME)));
@@ -372,14 +373,14 @@ impl Connection {
         if ended { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
     }
 
-    /// Writes to the client; fails where it has read too little for too long.
+    /// Writes to the client; fails if it has read too little for too long.
     fn poll_write_in_time(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_end(context)?;
         match Pin::new(&mut self.stream).poll_write(context, bytes) {
             Poll::Ready(Ok(written)) => {
                 if let Some(stalled) = &mut self.stalled {
                     stalled.written = stalled.written.saturating_add(written);
-                    // All that there is, or enough of it.
+                    // All bytes were written, or enough of them.
                     if written == bytes.len() || stalled.written >= MIN_WRITTEN {
                         self.stalled = None;
                     }
@@ -414,7 +415,7 @@ impl Connection {
         self.idle.1 > MAX_IDLE_POLLS
     }
 
-    /// Fails where the client has left.
+    /// Fails if the client has left.
     fn poll_client(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         if !self.client_closed || !self.call.running.get() || self.call.body_open.get() {
             return Ok(());

@@ -12,7 +12,7 @@ use crate::config_errors;
 const DEFAULT_ADDRESS: &str = "127.0.0.1:9464";
 
 /// Binds the address of the setting `metrics_listen`; `off` binds none. Without the setting, a default port that is in
-/// use is logged only: another server of this machine has it.
+/// use is only logged: another server of this machine has it.
 ///
 /// # Errors
 /// The configured address cannot be bound.

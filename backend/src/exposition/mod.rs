@@ -30,7 +30,7 @@ const DATABASE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the database's values, or its failure, are cached: several scrapers cost as much as one.
 const DATABASE_CACHED: Duration = Duration::from_secs(3);
 
-/// Where the values come from.
+/// The sources of the values.
 pub struct Sources {
     pub metrics: Arc<Metrics>,
     pub recogniser: Recogniser,
@@ -179,7 +179,7 @@ impl Exposition {
         Ok(snapshot.0.gather())
     }
 
-    /// Registers whether what is known of principals and tokens is up to date.
+    /// Registers whether the known principals and tokens are up to date.
     fn access(&self, snapshot: &Snapshot) -> prometheus::Result<()> {
         let access = &self.sources.access;
         snapshot.gauge(

@@ -56,7 +56,7 @@ impl FromStr for Network {
     }
 }
 
-/// What `private` stands for: RFC 1918, RFC 4193, and the machine itself.
+/// The networks that `private` stands for: RFC 1918, RFC 4193, and the machine itself.
 const PRIVATE: [Network; 6] = [
     Network { address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0)), prefix: 8 },
     Network { address: IpAddr::V4(Ipv4Addr::new(172, 16, 0, 0)), prefix: 12 },
@@ -164,7 +164,8 @@ mod tests {
         }
     }
 
-    /// Proxies that append to the header would let such a client choose its address.
+    /// Tests a first proxy that replaces the header: proxies that append to it would let such a client choose its
+    /// address.
     #[test]
     fn a_private_client_is_known_where_the_first_proxy_replaces_the_header() {
         let private = proxies(&["private"]).unwrap();

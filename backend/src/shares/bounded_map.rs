@@ -1,4 +1,4 @@
-//! A map that forgets: attackers choose the keys, so its size is bounded.
+//! A map of bounded size, which forgets entries: attackers choose the keys.
 
 use std::{collections::HashMap, hash::Hash, mem};
 

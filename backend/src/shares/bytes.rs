@@ -7,10 +7,10 @@ use std::{
 
 use super::{Limit, ShareKey};
 
-/// The part of the budget that only principals with few bytes in memory may use, one in this number: the requests of many
-/// that hold large bodies leave it free.
+/// The share of the budget that is reserved, one in this number: only principals with few bytes in memory may use it,
+/// so that the requests of many that hold large bodies leave it free.
 const RESERVE_SHARE: usize = 4;
-/// The bytes up to which a principal may use that part: one in this number of the budget.
+/// The bytes up to which a principal may use the reserve: one in this number of the budget.
 const SMALL_SHARE: usize = 32;
 
 /// Why more bytes may not be read.
@@ -61,7 +61,7 @@ impl BytesInFlight {
         self.room(&self.held.lock().unwrap_or_else(PoisonError::into_inner), key, bytes).map(drop)
     }
 
-    /// Returns what a principal would have with `bytes` more.
+    /// Returns the bytes of a principal with `bytes` more, if there is room for them.
     fn room(&self, held: &Held, key: ShareKey, bytes: usize) -> Result<usize, BytesExceeded> {
         let own = held.by_principal.get(&key).copied().unwrap_or_default().saturating_add(bytes);
         if own > self.principal {
@@ -131,7 +131,7 @@ mod tests {
         requests[0].add(400).unwrap();
         assert_eq!(requests[0].add(1), exceeded(Limit::BytesInFlight, 1000));
         requests[1].add(1000).unwrap();
-        // The last quarter is for those with a hundred bytes at most.
+        // The last quarter is reserved for principals with a hundred bytes at most.
         assert_eq!(requests[2].add(401), exceeded(Limit::TotalBytesInFlight, 3200));
         requests[2].add(400).unwrap();
         assert_eq!(budget.check(key(4), 101), exceeded(Limit::TotalBytesInFlight, 3200));

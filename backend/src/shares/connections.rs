@@ -12,7 +12,7 @@ use super::{AddressKey, Limit, TrustedProxies, address::is_private};
 pub const SPARE_CONNECTIONS: usize = 32;
 /// Those of them that are kept for private networks and the machine itself, where probes come from.
 const SPARE_PRIVATE: usize = 8;
-/// The same of one address.
+/// Maximum number of them from one address.
 const SPARE_PER_ADDRESS: usize = 4;
 
 /// How many connections there may be.
@@ -66,7 +66,7 @@ impl Counts {
     }
 }
 
-/// What becomes of a new connection.
+/// The admission of a new connection.
 pub enum Admission {
     /// It is served.
     Served(ConnectionGuard),
@@ -89,7 +89,7 @@ impl Connections {
         Self { limits: Arc::new(limits), open: Arc::default() }
     }
 
-    /// Counts a connection from an address, where there is room for it.
+    /// Counts a connection from an address, if there is room for it.
     pub fn admit(&self, peer: IpAddr) -> Admission {
         let address = AddressKey::from(peer);
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -161,7 +161,7 @@ mod tests {
         assert!(found[..4].iter().all(|found| *found == ("served", None)), "{found:?}");
         assert!(found[4..8].iter().all(|found| *found == ("probes", limit)), "{found:?}");
         assert_eq!(found[8], ("refused", limit));
-        // Any number of a proxy.
+        // A proxy may open any number of connections.
         let of_proxy: Vec<Admission> = (0..6).map(|_| connections.admit(address(9))).collect();
         assert!(of_proxy.iter().all(|admission| outcome(admission) == ("served", None)));
         assert_eq!(outcome(&connections.admit(address(2))), ("probes", Some(Limit::Connections)));

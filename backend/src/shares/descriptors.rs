@@ -12,7 +12,7 @@ pub const RESERVED_DESCRIPTORS: u64 = 256;
 /// The system refuses to report or to change it.
 pub fn raise_soft_limit() -> io::Result<u64> {
     let mut limits = MaybeUninit::<libc::rlimit>::uninit();
-    // SAFETY: `getrlimit` writes the struct that the pointer is to, and nothing else.
+    // SAFETY: `getrlimit` writes the struct behind the pointer, and nothing else.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, limits.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -20,7 +20,7 @@ pub fn raise_soft_limit() -> io::Result<u64> {
     let mut limits = unsafe { limits.assume_init() };
     if limits.rlim_cur < limits.rlim_max {
         limits.rlim_cur = limits.rlim_max;
-        // SAFETY: `setrlimit` reads the struct that the pointer is to, and nothing else.
+        // SAFETY: `setrlimit` reads the struct behind the pointer, and nothing else.
         if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limits) } != 0 {
             return Err(io::Error::last_os_error());
         }

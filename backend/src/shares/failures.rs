@@ -7,17 +7,17 @@ use std::{
 
 use super::{address::AddressKey, bounded_map::BoundedMap};
 
-/// Failures that have no delay: somebody sets up a client, or a token was revoked under several.
+/// Number of failures without a delay: somebody sets up a client, or several clients use a revoked token.
 pub const FREE_FAILURES: u32 = 100;
 /// The longest delay.
 const MAX_DELAY: Duration = Duration::from_secs(300);
-/// Time without failures after which an address starts afresh.
+/// Time without failures after which those of an address are forgotten.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(900);
-/// Addresses that are remembered at least. A forgotten one starts afresh.
+/// Minimum number of addresses that are remembered. A forgotten one starts without failures.
 const ADDRESSES: usize = 8_192;
 
-/// Failed authentications by address. Right tokens are admitted whatever else comes from their address, so that nobody
-/// locks those behind the same proxy or router out.
+/// Failed authentications by address. Right tokens are always admitted, so that nobody can lock out others behind the
+/// same proxy or router.
 pub struct FailedAuthentications {
     addresses: Mutex<BoundedMap<AddressKey, Failures>>,
 }
@@ -80,7 +80,7 @@ mod tests {
         for seconds in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
             let delay = Duration::from_secs(seconds);
             assert_eq!(failures.count(address(1), now), Err(delay));
-            // An attempt before then waits no longer.
+            // An attempt before then does not prolong the delay.
             assert_eq!(failures.count(address(1), now), Err(delay));
             now += delay;
         }

@@ -22,7 +22,7 @@ tokio::task_local! {
     static CURRENT: Share;
 }
 
-/// Whose share a request counts towards.
+/// The owner of the share that a request counts towards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ShareKey {
     /// A principal: all of its tokens and addresses together.
@@ -36,7 +36,7 @@ pub enum ShareKey {
 /// A request's share of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Share {
-    /// Whose it is.
+    /// Its owner.
     pub key: ShareKey,
     /// How much more recognition it gets than one of weight 1 while both have images waiting. Not 0.
     pub weight: u32,
@@ -114,7 +114,7 @@ impl Limit {
         !matches!(self, Self::WaitingImages | Self::QueuePixels | Self::Deadline)
     }
 
-    /// Returns what the limit bounds, for a sentence that goes on with its maximum.
+    /// Returns the quantity that the limit bounds, for a sentence that continues with its maximum.
     pub fn describe(self) -> &'static str {
         match self {
             Self::WaitingImages => "images of this client that wait for recognition",
@@ -135,7 +135,7 @@ impl Limit {
 pub struct ShareLimits {
     /// Bytes of all request bodies in memory.
     pub total_bytes: usize,
-    /// The same of one principal.
+    /// Bytes of one principal's request bodies in memory.
     pub principal_bytes: usize,
     /// Requests of one principal, or of one address on a server without tokens.
     pub principal_rate: RateLimit,
@@ -147,7 +147,7 @@ pub struct ShareLimits {
     pub trusted_proxies: TrustedProxies,
 }
 
-/// What all requests of a server are counted by.
+/// The counts of all requests of a server.
 pub struct Shares {
     /// Bytes of bodies.
     pub bytes: BytesInFlight,
@@ -164,7 +164,7 @@ pub struct Shares {
 }
 
 impl Shares {
-    /// Makes shares of which nothing is used.
+    /// Creates shares with nothing in use.
     pub fn new(limits: ShareLimits) -> Self {
         Self {
             bytes: BytesInFlight::new(limits.total_bytes, limits.principal_bytes),

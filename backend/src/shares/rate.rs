@@ -8,7 +8,7 @@ use std::{
 
 use super::bounded_map::BoundedMap;
 
-/// Clients that are remembered at least. A forgotten one starts with a full bucket.
+/// Minimum number of clients that are remembered. A forgotten one starts with a full bucket.
 const CLIENTS: usize = 8_192;
 
 /// How many requests a client may make.
@@ -79,7 +79,7 @@ mod tests {
         assert_eq!(rates.admit('a', begun), Err(Duration::from_millis(100)));
         assert_eq!(admitted('a', begun + Duration::from_millis(250)), 2);
         assert_eq!(admitted('a', begun + Duration::from_secs(60)), 3);
-        // A clock that goes back gives nothing.
+        // A clock that goes back admits no further requests.
         assert_eq!(admitted('a', begun), 0);
         let unlimited = RequestRates::new(RateLimit { per_second: 0, burst: 0 });
         assert!((0..100).all(|_| unlimited.admit('a', begun).is_ok()));

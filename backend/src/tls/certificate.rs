@@ -30,7 +30,7 @@ use yasna::{ASN1Result, BERReader, Tag, tags::TAG_UTCTIME};
 
 use crate::watched_file::{self, FileVersion};
 
-/// How long before its expiry a certificate is warned of.
+/// How long before a certificate's expiry the log warns of it.
 const EXPIRY_WARNING: time::Duration = time::Duration::days(30);
 /// The interval between those warnings.
 const WARNING_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -66,7 +66,7 @@ pub struct TlsError {
     reason: String,
 }
 
-/// What was read from the files.
+/// The content of the files.
 struct Identity {
     config: Arc<ServerConfig>,
     expires_at: OffsetDateTime,
@@ -102,13 +102,13 @@ impl ServerTls {
         self.failed_handshakes.load(Ordering::Relaxed)
     }
 
-    /// Reads the files again whenever one has changed, until `stop` is set. Files that cannot be used leave everything as it
-    /// was.
+    /// Reads the files again whenever one has changed, until `stop` is set. Files that cannot be used change nothing.
     pub async fn watch(self: Arc<Self>, stop: CancellationToken) {
         watched_file::watch(move |last| self.check_files(last), stop).await;
     }
 
-    /// Accepts a connection. Returns nothing if the handshake fails; a request in clear is answered with what to do.
+    /// Accepts a connection. Returns nothing if the handshake fails; a request in clear gets an answer that mentions
+    /// HTTPS.
     pub async fn accept(&self, stream: TcpStream, patience: Duration) -> Option<TlsStream<TcpStream>> {
         // The records of a response are written one by one.
         let _ = stream.set_nodelay(true);
@@ -136,18 +136,18 @@ impl ServerTls {
     }
 
     fn check_files(&self, mut last: LastCheck) -> LastCheck {
-        // Before the files are read: a write in the meantime changes a version again.
+        // The versions are determined before the files are read: a write in the meantime changes one again.
         let versions = self.files.versions();
         if last.problem.is_some() || last.versions.as_ref() != Some(&versions) {
-            // The files as they were opened are read once more, which changes nothing. Files that cannot be used are read again
-            // until they can: what prevents that may pass without a trace in their versions.
+            // The first check reads the opened files once more, which changes nothing. Files that cannot be used are
+            // read again until they can: the obstacle may vanish without a change of their versions.
             match Identity::read(&self.files) {
                 Ok(identity) => {
                     let changed = last.versions.is_some();
                     let expires_at = identity.expires_at;
                     *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(identity);
                     if changed {
-                        // Afterwards: a reader of this line may rely on the new certificate.
+                        // The line is logged afterwards: its reader may rely on the new certificate.
                         tracing::info!(%expires_at, "read the changed certificate");
                         warn_of_open_key(&self.files.key);
                         last.warned_at = None;
@@ -176,7 +176,7 @@ impl ServerTls {
 #[derive(Default)]
 struct LastCheck {
     versions: Option<Vec<Option<FileVersion>>>,
-    /// Logged once, not at every check.
+    /// The problem that was found, logged once, not at every check.
     problem: Option<TlsError>,
     warned_at: Option<Instant>,
 }
@@ -304,7 +304,7 @@ fn warn_of_expiry(expires_at: OffsetDateTime) {
 
 /// Answers a client that speaks HTTP without TLS, and closes the connection.
 async fn refuse_clear_text(mut stream: TcpStream, first: [u8; 1]) {
-    // Only methods begin like this; for anything else there is no answer.
+    // Only methods begin with a capital letter; anything else gets no answer.
     if !first[0].is_ascii_uppercase() {
         return;
     }
@@ -342,7 +342,7 @@ mod tests {
         let tls = ServerTls::open(files(folder.path())).unwrap();
         let left = tls.expires_at() - OffsetDateTime::now_utc();
         assert!((395..=397).contains(&left.whole_days()), "{left}");
-        // From 2050 on it has another form.
+        // From 2050 on, the time has another form.
         let mut params = rcgen::CertificateParams::new(["localhost".into()]).unwrap();
         params.not_after = rcgen::date_time_ymd(2061, 2, 3);
         let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! Which camera a client is, by its certificate.
+//! The camera that a client's certificate names.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use percent_encoding::percent_decode_str;
 use rustls::pki_types::CertificateDer;
 use webpki::EndEntityCert;
 
-/// What precedes the name of a camera's principal in a URI of `subjectAltName`.
+/// The prefix of the name of a camera's principal in a URI of `subjectAltName`.
 const CAMERA_URI: &str = "urn:facepipe:camera:";
 
 /// The name of a camera's principal in a client's certificate, which an authority of `tls_client_ca` has signed.

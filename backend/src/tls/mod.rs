@@ -1,4 +1,4 @@
-//! TLS: what the server proves itself with, who clients are by their certificates, and the cryptography of outgoing HTTPS.
+//! TLS: the server's certificate, the cameras that clients' certificates name, and the cryptography of outgoing HTTPS.
 
 mod certificate;
 mod client;

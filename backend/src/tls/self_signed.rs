@@ -16,12 +16,12 @@ use rcgen::{
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 
-/// How long a certificate is valid, days: what browsers accept at most of any other one.
+/// Validity of a certificate, days: the maximum that browsers accept of any other one.
 const VALIDITY_DAYS: i64 = 397;
 /// Maximum length of a common name (RFC 5280, `ub-common-name`).
 const MAX_COMMON_NAME: usize = 64;
 
-/// What [`self_signed`] has made.
+/// The result of [`self_signed`].
 #[derive(Debug)]
 pub struct SelfSigned {
     /// The file of the certificate.

@@ -1,5 +1,5 @@
-//! What the types of handlers cannot express about the API: parameters, headers, amendments of schemas, and the
-//! introduction.
+//! The parts of the API's document that the types of handlers cannot express: parameters, headers, amendments of
+//! schemas, and the introduction.
 //!
 //! A new call needs `#[api_v2_operation]` on its handler, `Apiv2Schema` on the types of its query, body and response
 //! (with a doc comment and an example on each field), and an entry in the table of routes. A test names what is missing.
@@ -111,7 +111,7 @@ pub const SERVER: &str = "Server";
 pub const ACCESS: &str = "Access";
 pub const DEBUG: &str = "Debugging";
 
-/// What the document says of a call beyond the types of its handler.
+/// The document's entry of a call beyond the types of its handler.
 pub struct Call {
     /// One of [`TAGS`].
     pub tag: &'static str,
@@ -430,8 +430,8 @@ pub const ERROR_HEADERS: &[(u16, &str)] = &[
     (503, "Retry-After"),
 ];
 
-/// Amendments of derived schemas: type (`*` for every type with a text of that name), property (empty for the type
-/// itself), and what to merge in, where null removes.
+/// Returns amendments of derived schemas: type (`*` for every type with a text of that name), property (empty for the
+/// type itself), and the value to merge in, where null removes.
 pub fn amendments() -> Vec<(&'static str, &'static str, Value)> {
     let time = || json!({ "format": "date-time" });
     vec![

@@ -181,7 +181,7 @@ fn forbidden() -> Vec<ApiError> {
 /// Collects paperclip's description of the routes, Swagger 2.
 fn collect() -> DefaultApiRaw {
     let mut api = DefaultApiRaw::default();
-    // Only an App provides the registry of routes; this one serves nobody.
+    // Only an App provides the registry of routes; this one serves no requests.
     drop(App::new().configure(|config| {
         let mut config = web::ServiceConfig::from(config);
         routes::register_calls(&mut config);

@@ -157,7 +157,7 @@ fn says_null(description: &str) -> bool {
 }
 
 fn limit(raw: &DefaultSchemaRaw, schema: &mut Value) {
-    // Through text, so that whole numbers have no fraction and 0.1 is not the nearest f64.
+    // Converts through text, so that whole numbers have no fraction and 0.1 does not become the f64 nearest to the f32.
     let number = |limit: f32| serde_json::from_str::<Value>(&limit.to_string()).ok();
     let Some(schema) = schema.as_object_mut() else { return };
     for (name, value) in [("minimum", raw.minimum), ("maximum", raw.maximum)] {

@@ -264,7 +264,8 @@ struct RecognisedImages {
     model: Option<Arc<VersionedModel>>,
     /// Index in the request and faces.
     images: Vec<(usize, Vec<IdentifiedFace>)>,
-    /// By index in the request, the position of the face that an image's track is of: the main one, or else the largest.
+    /// By index in the request, the position of the face that belongs to an image's track: the main one, or else the
+    /// largest.
     track_faces: HashMap<usize, usize>,
     errors: Vec<(usize, DecodeError)>,
     notes: Vec<ImageNote>,
