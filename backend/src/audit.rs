@@ -117,8 +117,8 @@ impl AuditLog {
         outcome.await.map_err(|_| ended())?
     }
 
-    /// Records a refusal. The first of its kind in a minute gets a row at once, the others one together. Nobody waits: what
-    /// is refused needs no trail to be allowed.
+    /// Records a refusal. The first of its kind in a minute gets a row at once, the others one together. Nobody waits:
+    /// a refusal takes place without its row, too.
     pub fn refuse(&self, entry: AuditEntry) {
         let Some(queue) = &self.queue else { return };
         let mut kind = RefusalKind::of(&entry);

@@ -66,7 +66,7 @@ pub fn config_error(error: impl Into<anyhow::Error>) -> anyhow::Error {
     anyhow::Error::new(ConfigError(error.into()))
 }
 
-/// Returns the error of an address that cannot be bound; one of the configuration where a restart cannot help.
+/// Returns the error of an address that cannot be bound; one of the configuration if a restart cannot help.
 pub fn cannot_listen(error: std::io::Error, setting: &str, address: &str) -> anyhow::Error {
     use std::io::ErrorKind::{InvalidInput, PermissionDenied};
     let permanent = matches!(error.kind(), InvalidInput | PermissionDenied);

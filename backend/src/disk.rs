@@ -21,7 +21,7 @@ pub struct Disk {
 }
 
 impl Folder {
-    /// Returns its disk; `None` where there is no such folder.
+    /// Returns its disk; `None` if there is no such folder.
     pub fn disk(&self) -> Option<Disk> {
         let disk = rustix::fs::statvfs(&self.path).ok()?;
         let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);

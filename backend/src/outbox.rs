@@ -205,7 +205,8 @@ impl Sender {
         Ok(())
     }
 
-    /// Acquires or renews the lease where it does not cover the timeout of a request. Returns whether this process holds it.
+    /// Acquires or renews the lease if it does not cover the timeout of a request. Returns whether this process holds
+    /// it.
     async fn ensure_lease(&mut self) -> Result<bool, StoreError> {
         let OutboxOptions { timeout, lease, poll, .. } = self.options;
         let asked = Instant::now();

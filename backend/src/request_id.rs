@@ -19,7 +19,7 @@ tokio::task_local! {
 pub struct RequestId(Arc<str>);
 
 impl RequestId {
-    /// Returns the client's id, or a new one where that is missing or not safe in a log line.
+    /// Returns the client's id, or a new one if that is missing or not safe in a log line.
     pub fn of(headers: &HeaderMap) -> Self {
         let given = headers.get(HEADER).and_then(|value| value.to_str().ok());
         match given.filter(|text| is_safe(text)) {

@@ -178,7 +178,7 @@ pub fn trace_id(request: &Context) -> String {
     request.span().span_context().trace_id().to_string()
 }
 
-/// Returns the context of the current request's spans; `None` where nothing is traced.
+/// Returns the context of the current request's spans; `None` if nothing is traced.
 pub fn current() -> Option<Context> {
     TRACER.get()?;
     let context = Context::current();
@@ -238,7 +238,7 @@ impl Step {
         self
     }
 
-    /// Records the span as a child of `parent`, where that is traced.
+    /// Records the span as a child of `parent`, if that is traced.
     pub fn record(self, parent: Option<&Context>) {
         let (Some(tracer), Some(parent)) = (TRACER.get(), parent) else { return };
         let begun = moment(self.begun);

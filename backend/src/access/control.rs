@@ -193,7 +193,7 @@ impl AccessControl {
         principal.ok_or(TokenProblem::UnknownCertificate)
     }
 
-    /// Returns a stored principal with all of its scopes, by id; `None` where it was removed or is disabled. For means of
+    /// Returns a stored principal with all of its scopes, by id; `None` if it was removed or is disabled. For means of
     /// authentication other than tokens, whose rows refer to the principal's.
     #[allow(dead_code, reason = "for means of authentication other than tokens")]
     pub fn principal(&self, id: i64) -> Option<Arc<Principal>> {

@@ -157,14 +157,14 @@ pub async fn generate_emb(
     start(&state, &query, JobKind::GenerateEmb).await
 }
 
-/// Queues a job, and waits for its end where the query says so.
+/// Queues a job, and waits for its end if the query says so.
 pub async fn start(state: &State, query: &TrainQuery, kind: JobKind) -> Result<Started, ApiError> {
     let wait = query.wait()?;
     let job = state.trainer.enqueue(kind).await?;
     started(state, wait, job).await
 }
 
-/// Queues a search of stored unknown faces for a person, and waits for its end where the query says so.
+/// Queues a search of stored unknown faces for a person, and waits for its end if the query says so.
 pub async fn start_search(state: &State, query: &TrainQuery, who: &PersonRef) -> Result<Started, ApiError> {
     let wait = query.wait()?;
     let job = state.trainer.search_past(who).await?;

@@ -32,7 +32,8 @@ pub fn limit_of(text: String) -> Result<u32, ApiError> {
     }
 }
 
-/// Cuts rows to a page of `limit`, where one row more was read. Returns whether there is a next page.
+/// Cuts rows to a page of `limit`; the caller has read one row more, if there is one. Returns whether there is a next
+/// page.
 pub fn cut<T>(mut rows: Vec<T>, limit: u32) -> (Vec<T>, bool) {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let more = rows.len() > limit;

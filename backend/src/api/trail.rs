@@ -244,7 +244,7 @@ async fn person_named(state: &State, name: String) -> Option<PersonId> {
     state.database.person(&PersonRef::FaceId(name)).await.ok().map(|person| person.id)
 }
 
-/// Returns the object of a parameter of a path, where its value can be one.
+/// Returns the object of a parameter of a path, if its value can be one.
 fn object_of(parameter: &str, value: &str) -> Option<AuditObject> {
     let number = || value.parse::<i64>().ok().map(|number| number.to_string());
     let uuid = || Uuid::try_parse(value).ok().map(|id| id.hyphenated().to_string());

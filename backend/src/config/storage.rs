@@ -51,7 +51,7 @@ impl StorageConfig {
         self.data_dir.join("blobs")
     }
 
-    /// Returns the folders that this process writes to: the data folder, and that of the blobs where it lies elsewhere.
+    /// Returns the folders that this process writes to: the data folder, and that of the blobs if it lies elsewhere.
     pub(crate) fn folders(&self) -> Vec<Folder> {
         let mut folders = vec![Folder { name: "data", path: self.data_dir.clone() }];
         let blobs = self.blobs_url.as_deref().and_then(|url| Url::parse(url).ok());

@@ -318,13 +318,14 @@ struct Connection {
     call: Rc<CallState>,
     /// Whether the client has closed its side, after the call's body was read.
     client_closed: bool,
-    /// The number of chunks read when the client's side was found closed, and of polls without another one since.
+    /// The number of chunks read when the client's side was found closed, and the number of polls since then without
+    /// another chunk.
     idle: (u64, u32),
     early_byte: EarlyByte,
     write_timeout: Duration,
-    /// Runs while the client reads nothing.
+    /// The response that the client does not read as fast as it is sent, if any.
     stalled: Option<Stalled>,
-    /// When a connection ends that is beyond the bound, or whose request was refused before its end.
+    /// The end of a connection that is beyond the bound, or whose request was refused before its end.
     end: Option<Pin<Box<Sleep>>>,
     /// Counts the connection.
     _guard: ConnectionGuard,

@@ -68,7 +68,7 @@ impl Exposition {
         Self { sources, backlog: Mutex::new(None) }
     }
 
-    /// Returns all metrics in Prometheus' text format, without those of the database where it does not respond in time.
+    /// Returns all metrics in Prometheus' text format, without those of the database if it does not respond in time.
     ///
     /// # Errors
     /// A metric cannot be rendered.

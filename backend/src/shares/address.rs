@@ -102,7 +102,7 @@ impl TrustedProxies {
         self.0.iter().any(|network| network.contains(address))
     }
 
-    /// Returns a client's address: that of the connection or, where that is a proxy's, the last one of `X-Forwarded-For`
+    /// Returns a client's address: that of the connection or, if that is a proxy's, the last one of `X-Forwarded-For`
     /// that is no proxy's. `forwarded` has the header's values in their order.
     pub fn client<'a>(&self, peer: IpAddr, forwarded: impl DoubleEndedIterator<Item = &'a str>) -> IpAddr {
         let mut client = peer.to_canonical();

@@ -16,7 +16,7 @@ impl<K: Copy + Eq + Hash, V> BoundedMap<K, V> {
         Self { generation: generation.max(1), newer: HashMap::new(), older: HashMap::new() }
     }
 
-    /// Returns the value of a key, made by `missing` where it is not known.
+    /// Returns the value of a key, made by `missing` if it is not known.
     pub fn entry(&mut self, key: K, missing: impl FnOnce() -> V) -> &mut V {
         if !self.newer.contains_key(&key) {
             if self.newer.len() >= self.generation {

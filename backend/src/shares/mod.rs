@@ -1,5 +1,6 @@
-//! Fair shares: how much of the server one principal, or one address, may use at a time, so that nobody's requests keep
-//! those of others out. Counts only; `api/admission.rs` refuses requests, `connection.rs` connections, `recognise/` images.
+//! Fair shares: how much of the server one principal, or one address, may use at a time, so that no client's requests
+//! keep out those of others. Counts only; `api/admission.rs` refuses requests, `connection/` connections, `recognise/`
+//! images.
 
 mod address;
 mod bounded_map;
