@@ -231,7 +231,7 @@ async fn a_certificate_is_replaced_without_a_failed_request() {
 
 #[tokio::test]
 async fn clients_that_wait_are_distinguished_from_those_that_left_over_tls() {
-    const KEPT: usize = 24;
+    const KEPT: usize = 48;
     const EACH: usize = 4;
     let certificate = Certificate::new();
     let server = start!(|config: &mut Config| {
@@ -247,19 +247,21 @@ async fn clients_that_wait_are_distinguished_from_those_that_left_over_tls() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    // Keeps the workers busy while other clients connect and leave.
+    // Handshakes take longer than the workers are kept busy.
+    let (mut waiting, mut gone) = (Vec::new(), Vec::new());
+    for _ in 0..EACH {
+        for into in [&mut waiting, &mut gone] {
+            into.push(connect(&server, &certificate).await);
+        }
+    }
+    // Keeps the workers busy while other clients ask and leave.
     let pictures = (0..KEPT).fold(Form::new(), |form, _| form.part("image", photograph("Tony_Blair", 1)));
     let request = http.post(&asked).multipart(pictures);
     let kept = tokio::spawn(async move { ApiResponse::read(request.send().await.unwrap()).await });
     queued(KEPT).await;
-    let (mut waiting, mut gone) = (Vec::new(), Vec::new());
-    for _ in 0..EACH {
-        for into in [&mut waiting, &mut gone] {
-            let mut connection = connect(&server, &certificate).await;
-            connection.write_all(&question(1)).await.unwrap();
-            connection.flush().await.unwrap();
-            into.push(connection);
-        }
+    for connection in waiting.iter_mut().chain(&mut gone) {
+        connection.write_all(&question(1)).await.unwrap();
+        connection.flush().await.unwrap();
     }
     // Over HTTP/2, leaving is the reset of a stream: the connection goes on.
     let reset: Vec<_> = (0..EACH)
@@ -269,7 +271,11 @@ async fn clients_that_wait_are_distinguished_from_those_that_left_over_tls() {
             tokio::spawn(async move { request.send().await.map(|_| ()) })
         })
         .collect();
-    queued(KEPT + 3 * EACH).await;
+    tokio::select! {
+        biased;
+        () = queued(KEPT + 3 * EACH) => (),
+        () = tokio::time::sleep(Duration::from_secs(30)) => panic!("nobody had to wait"),
+    }
     for connection in &mut waiting {
         // Sends the alert that closes this side, and closes it in TCP.
         connection.shutdown().await.unwrap();
