@@ -80,7 +80,13 @@ fn plugin() -> PathBuf {
 /// Returns the section of one property in the output of `gst-inspect-1.0`.
 fn property(page: &str, name: &str) -> String {
     let is_heading = |line: &&str| line.starts_with("  ") && !line.starts_with("   ");
-    let mut lines = page.lines().skip_while(|line| !line.starts_with(&format!("  {name} ")));
+    // A long name is followed by its colon at once.
+    let is_of_name = |line: &&str| {
+        line.strip_prefix("  ")
+            .and_then(|line| line.strip_prefix(name))
+            .is_some_and(|rest| rest.starts_with([' ', ':']))
+    };
+    let mut lines = page.lines().skip_while(|line| !is_of_name(line));
     let heading = lines.next().unwrap_or_else(|| panic!("no property {name} in {page}"));
     let rest: Vec<&str> = lines.take_while(|line| !is_heading(line)).collect();
     format!("{heading}\n{}", rest.join("\n"))

@@ -549,7 +549,7 @@ fn the_sink_and_the_doctor_use_the_same_proxy_settings() {
     let weights = require_backend_weights!();
     let machine = Machine::new();
     // It has no tokens, and the requests name another host than this machine.
-    let backend = Backend::start_with(&weights, &["--insecure", "true"]);
+    let backend = Backend::start_with(&weights, &["--insecure"]);
     let (port, heads) = http_proxy(backend.url());
     let proxy = format!("http://edge:s3cret@127.0.0.1:{port}");
     let ask = |server: &str, no_proxy: &str| {

@@ -122,6 +122,8 @@ enum Action {
     /// Replace a token by a new one; the old one stays valid for a while
     Rotate {
         /// Id of the token, as `show` lists it
+        // `token` is the id of the option `--token` of all commands.
+        #[arg(id = "token_id", value_name = "TOKEN")]
         token: i64,
         /// Seconds for which the old one stays valid [default: 86400]
         #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=2_592_000))]
