@@ -77,7 +77,10 @@ impl Replica {
         let address_file = folder.join(format!("{name}.address"));
         // A replica that was killed leaves it.
         let _ = std::fs::remove_file(&address_file);
-        for (setting, default) in [("FACEPIPE_LISTEN", "127.0.0.1:0"), ("FACEPIPE_LOG", "warn")] {
+        // Behind a proxy, without tokens.
+        let defaults =
+            [("FACEPIPE_LISTEN", "127.0.0.1:0"), ("FACEPIPE_LOG", "warn"), ("FACEPIPE_INSECURE", "true")];
+        for (setting, default) in defaults {
             if !command.get_envs().any(|(name, value)| name == setting && value.is_some()) {
                 command.env(setting, default);
             }
