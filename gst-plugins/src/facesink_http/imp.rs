@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::{
     capture_time::{CaptureClock, CaptureTime, not_after_now, running_time},
     crop::{CropSettings, Encoding},
-    crop_pipeline::{self, Counts, CropPipeline, Shot},
+    crop_pipeline::{self, Counts, CropPipeline, CropPipelineSettings, Shot},
     frame,
     missing_detector::MissingDetectorWarning,
     roi::{self, CropMetadata},
@@ -128,7 +128,7 @@ impl FaceSinkHttp {
     fn crops(
         &self,
         state: &mut State,
-        settings: &Settings,
+        settings: &CropPipelineSettings,
         buffer: &gst::Buffer,
     ) -> Result<Vec<Crop>, gst::ErrorMessage> {
         let segment = self.obj().segment();
@@ -143,7 +143,7 @@ impl FaceSinkHttp {
                     .and_then(|facts| facts.running_time)
                     .or_else(|| running_time(Some(&segment), buffer).map(Duration::from));
                 let captured = facts.and_then(|facts| captured(&facts)).unwrap_or_else(|| {
-                    clock.captured(self.obj().upcast_ref(), running_time, buffer, settings.crop.clock)
+                    clock.captured(self.obj().upcast_ref(), running_time, buffer, settings.clock)
                 });
                 let captured_at = self.captured_at(*start, running_time, Some(captured));
                 // Shares the buffer's memory while the crop waits.
@@ -161,11 +161,8 @@ impl FaceSinkHttp {
                     info,
                     buffer,
                 };
-                let shots = crop_pipeline.process_frame(&input, &settings.crop)?;
-                shots
-                    .iter()
-                    .map(|shot| self.to_upload(shot, &settings.crop.crop, camera, *run, *start))
-                    .collect()
+                let shots = crop_pipeline.process_frame(&input, settings)?;
+                shots.iter().map(|shot| self.to_upload(shot, &settings.crop, camera, *run, *start)).collect()
             }
         }
     }
@@ -518,10 +515,13 @@ impl BaseSinkImpl for FaceSinkHttp {
     }
 
     fn render(&self, buffer: &gst::Buffer) -> Result<gst::FlowSuccess, gst::FlowError> {
-        let settings = self.settings().clone();
+        let (crop_settings, max_queue, is_live) = {
+            let settings = self.settings();
+            (settings.crop, settings.max_queue, settings.capture_start.is_none())
+        };
         let mut guard = self.state();
         let state = guard.as_mut().ok_or(gst::FlowError::Flushing)?;
-        let crops = match self.crops(state, &settings, buffer) {
+        let crops = match self.crops(state, &crop_settings, buffer) {
             Ok(crops) => crops,
             Err(message) => {
                 drop(guard);
@@ -530,7 +530,7 @@ impl BaseSinkImpl for FaceSinkHttp {
             }
         };
         let notice = state.crop_pipeline.take_warning().or_else(|| state.clock.take_warning());
-        let notice = notice.filter(|_| settings.capture_start.is_none());
+        let notice = notice.filter(|_| is_live);
         let unsearched = match state.input {
             Some(Input::Raw(_)) => state.watch.inspect_frame(buffer),
             _ => None,
@@ -561,12 +561,7 @@ impl BaseSinkImpl for FaceSinkHttp {
         }
         if let Some(state) = self.state().as_mut() {
             if dropped && !state.overflowing {
-                gst::warning!(
-                    CAT,
-                    imp = self,
-                    "max-queue ({}) is reached: crops are lost",
-                    settings.max_queue
-                );
+                gst::warning!(CAT, imp = self, "max-queue ({}) is reached: crops are lost", max_queue);
             }
             state.overflowing = dropped;
         }

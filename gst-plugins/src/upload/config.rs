@@ -187,7 +187,7 @@ pub fn exposes_tokens(backend_url: &str) -> bool {
 }
 
 /// Returns true if a URL's host is this machine under one of its loopback names.
-pub(super) fn is_loopback(host: &str) -> bool {
+pub fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

@@ -21,6 +21,7 @@ mod connection;
 mod crop;
 mod error;
 mod event;
+mod file_version;
 mod multipart;
 mod request;
 mod retry;
@@ -34,7 +35,9 @@ mod traces;
 mod uploader;
 mod worker;
 
-pub use config::{DropPolicy, Endpoint, RuntimeSettings, UploadConfig, exposes_tokens, without_user};
+pub use config::{
+    DropPolicy, Endpoint, RuntimeSettings, UploadConfig, exposes_tokens, is_loopback, without_user,
+};
 pub use connection::{proxy, tls};
 pub use crop::{Camera, CameraError, Crop};
 pub use error::UploadError;

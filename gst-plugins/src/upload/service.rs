@@ -194,17 +194,21 @@ impl Service {
     }
 
     async fn interpret(&self, response: Response, had_token: bool) -> RequestOutcome {
-        let mut error = error_response(&response);
-        let (status, retry_after) = match retry::classify(response.status, &response.headers, &response.body)
-        {
+        let class = retry::classify(response.status, &response.headers, &response.body);
+        let error = || error_response(&response);
+        let retry = |status, error, retry_after| RequestOutcome::Retry { status, error, retry_after };
+        match class {
             ResponseClass::Accepted => {
                 let body = serde_json::from_slice(&response.body).unwrap_or_default();
-                return RequestOutcome::Accepted(Accepted { status: response.status, body });
+                RequestOutcome::Accepted(Accepted { status: response.status, body })
             }
-            ResponseClass::Rejected => return RequestOutcome::Rejected(error),
-            ResponseClass::Busy(retry_after) => (BackendStatus::Busy, retry_after),
-            ResponseClass::Unavailable(retry_after) => (BackendStatus::Unavailable, retry_after),
+            ResponseClass::Rejected => RequestOutcome::Rejected(error()),
+            ResponseClass::Busy(retry_after) => retry(BackendStatus::Busy, error(), retry_after),
+            ResponseClass::Unavailable(retry_after) => {
+                retry(BackendStatus::Unavailable, error(), retry_after)
+            }
             ResponseClass::Unauthorized(retry_after) => {
+                let mut error = error();
                 let mut file = self.token_file.lock().await;
                 file.invalidate();
                 if let Some(problem) = file.problem() {
@@ -212,10 +216,9 @@ impl Service {
                 } else if !had_token {
                     error.message.push_str(" (no token was sent)");
                 }
-                (BackendStatus::Unauthorized, retry_after)
+                retry(BackendStatus::Unauthorized, error, retry_after)
             }
-        };
-        RequestOutcome::Retry { status, error, retry_after }
+        }
     }
 }
 

@@ -2,11 +2,9 @@
 //! key that `pinned-sha256` names. Proves this client to the backend by its own certificate, if it has one.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
+    io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -24,7 +22,10 @@ use rustls::{
 };
 use sha2::{Digest, Sha256};
 
-use super::UploadError;
+use super::{
+    UploadError,
+    file_version::{FileVersion, file_version},
+};
 
 /// How a client and its server prove themselves over https.
 #[derive(Debug, Clone, Default)]
@@ -100,8 +101,8 @@ struct Current {
     unusable: Option<Option<Versions>>,
 }
 
-/// Time of modification, size and inode of the two files.
-type Versions = [(SystemTime, u64, u64); 2];
+/// Those of the certificate's file and of the key's.
+type Versions = [FileVersion; 2];
 
 impl ClientIdentity {
     /// Reads the files.
@@ -149,11 +150,7 @@ impl ResolvesClientCert for ClientIdentity {
 }
 
 fn versions(cert: &Path, key: &Path) -> io::Result<Versions> {
-    let version = |file: &Path| {
-        let metadata = fs::metadata(file)?;
-        io::Result::Ok((metadata.modified()?, metadata.len(), metadata.ino()))
-    };
-    Ok([version(cert)?, version(key)?])
+    Ok([file_version(cert)?, file_version(key)?])
 }
 
 fn read_identity(provider: &CryptoProvider, cert: &Path, key: &Path) -> Result<CertifiedKey, UploadError> {

@@ -1,15 +1,16 @@
 //! The token that authenticates us to the backend, sent as `Authorization: Bearer …` (RFC 6750): a property, or the content
 //! of a file that may be replaced at any time. No message and no debug output contains it. The file is checked by its version,
-//! as the backend checks its own (`backend/src/tokens.rs`): the halves share no crate.
+//! as the backend checks its own (`backend/src/access/token_file.rs`): the halves share no crate.
 
 use std::{
-    fmt, fs, io,
-    os::unix::fs::MetadataExt,
+    fmt, fs,
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use http::HeaderValue;
+
+use super::file_version::{FileVersion, file_version};
 
 /// Minimum time between checks of the file, unless the backend rejects the token.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -93,9 +94,6 @@ pub(super) struct TokenFile {
     problem: Option<TokenError>,
 }
 
-/// Changes when a file is written or replaced: time of modification, size, inode.
-type FileVersion = (SystemTime, u64, u64);
-
 impl TokenFile {
     /// Returns the current token of the file at `path`. If it cannot be read, the last one is kept.
     pub(super) async fn token(&mut self, path: &Path) -> Option<Token> {
@@ -134,9 +132,7 @@ fn read_if_changed(
     path: &Path,
     known: Option<FileVersion>,
 ) -> Result<Option<(FileVersion, Token)>, TokenError> {
-    let unreadable = |e: io::Error| TokenError::Unreadable(e.to_string());
-    let metadata = fs::metadata(path).map_err(unreadable)?;
-    let version = (metadata.modified().map_err(unreadable)?, metadata.len(), metadata.ino());
+    let version = file_version(path).map_err(|e| TokenError::Unreadable(e.to_string()))?;
     if known == Some(version) {
         return Ok(None);
     }
