@@ -10,9 +10,9 @@ use clap::Args;
 use etcetera::BaseStrategy;
 use figment::{
     Figment, Profile,
-    providers::{Format, Serialized, Toml},
+    providers::{Format, Toml},
 };
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::{
     client::{Client, REQUEST_TIMEOUT, RETRY_LIMIT, Settings},
@@ -92,26 +92,17 @@ impl Target {
     }
 }
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ProfileSettings {
-    #[serde(skip_serializing_if = "Option::is_none")]
     server: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     token_file: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     ca_file: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     pinned_sha256: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     client_cert: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     client_key: Option<PathBuf>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     insecure_token: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     timeout: Option<u64>,
 }
 
@@ -179,8 +170,7 @@ impl Connection {
 /// Reads a profile; the table `default` applies to all profiles.
 fn read_profile(file: &Path, name: Option<&str>) -> Result<ProfileSettings, Failure> {
     let wrong = |error: figment::Error| Failure::Usage(format!("{}: {error}", file.display()));
-    let figment =
-        Figment::from(Serialized::defaults(ProfileSettings::default())).merge(Toml::file(file).nested());
+    let figment = Figment::from(Toml::file(file).nested());
     // Report invalid TOML before a missing profile.
     figment.clone().extract::<figment::value::Value>().map_err(wrong)?;
     let name = name.unwrap_or("default");

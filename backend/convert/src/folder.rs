@@ -5,12 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use facepipe_vision::weights::{SAFETENSORS, published_files};
+use facepipe_vision::weights::{published_files, safetensors_path};
 
 use crate::{ConvertError, convert, is_converted};
 
-/// Lock file by which processes that write weights into one folder take turns; that of `facepipe models fetch`.
-const LOCK_FILE: &str = ".fetch.lock";
+/// Lock file by which processes that write weights into one folder take turns, `facepipe models fetch` among them.
+pub const LOCK_FILE: &str = ".fetch.lock";
 
 /// A published file of a folder and the outcome of its conversion.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub enum Conversion {
 pub fn convert_folder(from: &Path, to: &Path) -> Result<Vec<ConvertedFile>, ConvertError> {
     let files: Vec<(PathBuf, PathBuf)> = published_files()
         .into_iter()
-        .map(|name| (from.join(name), to.join(name).with_extension(SAFETENSORS)))
+        .map(|name| (from.join(name), safetensors_path(to, name)))
         .filter(|(published, _)| published.is_file())
         .collect();
     let done = |(published, safetensors): (PathBuf, PathBuf), outcome| ConvertedFile {

@@ -21,7 +21,7 @@ use candle_core::{DType, Device, Tensor};
 use facepipe_vision::weights::Weights;
 
 pub use facepipe_vision::weights::MAX_FILE_BYTES;
-pub use folder::{Conversion, ConvertedFile, convert_folder};
+pub use folder::{Conversion, ConvertedFile, LOCK_FILE, convert_folder};
 
 /// The most that the tensors of one file may need together, as 32-bit floats: 1 GiB.
 pub const MAX_TENSOR_BYTES: u64 = 1 << 30;

@@ -13,7 +13,6 @@ use rustls::ClientConfig;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use time::OffsetDateTime;
-use url::Host;
 
 use super::{
     error::{self, ClientError},
@@ -131,16 +130,6 @@ pub enum Part {
     Image(Bytes),
 }
 
-/// Returns whether the server runs on this machine (localhost or a loopback address).
-fn is_this_machine(server: &Url) -> bool {
-    match server.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    }
-}
-
 impl Transport {
     /// Builds the HTTP client.
     ///
@@ -171,7 +160,7 @@ impl Transport {
             )));
         }
         // The proxy environment variables apply as in facesink-http, except to this machine.
-        if is_this_machine(&server) {
+        if server.host_str().is_some_and(upload::is_loopback) {
             builder = builder.no_proxy();
         }
         let http = builder

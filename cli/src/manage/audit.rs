@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::{Args, Subcommand};
 
-use super::{Query, collect_pages, counted};
+use super::{DEFAULT_NUMBER, Query, collect_pages, counted};
 use crate::{
     client::{AuditEntry, Client},
     connection::Target,
@@ -82,9 +82,6 @@ struct Filter {
     #[arg(long, value_name = "ID")]
     object: Option<String>,
 }
-
-/// Default number of entries listed.
-const DEFAULT_NUMBER: usize = 20;
 
 impl Filter {
     fn extend(&self, query: &mut Query) {
@@ -194,7 +191,7 @@ async fn export(client: &Client, file: Option<&Path>, filter: &Filter) -> Result
     }
     if let (Some(mut written), Some(file)) = (written, file) {
         written.flush().with_context(|| cannot_write(file))?;
-        let entries = counted(i128::try_from(number)?, "entry").replace("entrys", "entries");
+        let entries = counted(i128::try_from(number)?, "entry");
         if outcome == Outcome::Done {
             output::line(format!("Wrote {entries} to {}.", file.display()));
         } else {

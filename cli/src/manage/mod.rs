@@ -77,10 +77,14 @@ fn percent(share: Option<f32>) -> String {
     share.map_or_else(|| "-".into(), |share| format!("{:.0} %", share * 100.0))
 }
 
-/// Formats a number of things: `1 crop`, `2 crops`.
+/// Formats a number of things: `1 crop`, `2 crops`, `2 entries`.
 fn counted(number: impl Into<i128>, thing: &str) -> String {
-    let number = number.into();
-    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+    let number: i128 = number.into();
+    match (number, thing.strip_suffix("ry")) {
+        (1, _) => format!("1 {thing}"),
+        (_, Some(stem)) => format!("{number} {stem}ries"),
+        (_, None) => format!("{number} {thing}s"),
+    }
 }
 
 /// Collects up to `number` entries of a paged list. `load` adds its filters to the paging parameters, and returns a page and the

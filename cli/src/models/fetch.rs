@@ -7,6 +7,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use facepipe_convert::LOCK_FILE;
+
 use super::{
     Folders,
     check::{State, check},
@@ -14,9 +16,6 @@ use super::{
     manifest::{Asset, Entry, Expected, Source},
     packages::Packages,
 };
-
-/// Lock file by which concurrent fetches into one folder take turns, file by file.
-const LOCK_FILE: &str = ".fetch.lock";
 
 /// Fetches files; keeps connections, unreachable hosts and packages for the next file.
 pub struct Fetcher<'a> {
@@ -177,7 +176,7 @@ fn install(candidate: &Path, target: &Path, expected: &Expected) -> Result<Strin
     }
 }
 
-/// Takes the lock of a folder, released on drop or when the process dies.
+/// Takes the lock of a folder, by which concurrent fetches take turns, file by file; it is released on drop or when the process dies.
 fn lock(root: &Path) -> io::Result<File> {
     fs::create_dir_all(root)?;
     let file = File::options().create(true).append(true).open(root.join(LOCK_FILE))?;

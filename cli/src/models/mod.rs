@@ -31,7 +31,7 @@ use self::{
     manifest::{Asset, Entry, Kind, Manifest},
     status::{PRESENT, Row, WRONG, as_json, by_content, by_size, list, verified},
 };
-use crate::manage;
+use crate::{exit::Failure, manage};
 
 /// Lists, fetches and verifies models, the ONNX Runtime, and pictures and videos for demo and tests.
 #[derive(Debug, Args)]
@@ -182,35 +182,24 @@ fn default_runtime_dir() -> PathBuf {
 /// Runs `facepipe models`.
 ///
 /// # Errors
-/// The manifest cannot be read.
+/// The manifest cannot be read, or a name is not in it.
 pub fn run(options: &Options) -> Result<ExitCode> {
     let manifest = match &options.manifest {
         Some(path) => Manifest::read(path)?,
         None => Manifest::embedded()?,
     };
-    let selection = match &options.action {
-        Action::List { selection, .. }
-        | Action::Fetch { selection, .. }
-        | Action::Verify { selection, .. } => selection,
-        Action::Convert { from, to } => return Ok(options.folders.convert(from.as_deref(), to.as_deref())),
-        Action::Server(action) => return manage::trained(action).map(ExitCode::from),
-    };
-    let entries = match manifest.select(&selection.names) {
-        Ok(entries) => entries,
-        Err(error) => {
-            eprintln!("facepipe: {error}");
-            return Ok(ExitCode::from(2));
-        }
+    let select = |selection: &Selection| {
+        manifest.select(&selection.names).map_err(|error| Failure::Usage(error.to_string()))
     };
     let folders = &options.folders;
     match &options.action {
-        Action::List { json, .. } => {
-            let rows = folders.rows(&manifest, &entries, by_size);
+        Action::List { selection, json } => {
+            let rows = folders.rows(&manifest, &select(selection)?, by_size);
             print(&if *json { as_json(&rows)? } else { list(&rows) })?;
             Ok(ExitCode::SUCCESS)
         }
         Action::Verify { json, selection } => {
-            let rows = folders.rows(&manifest, &entries, by_content);
+            let rows = folders.rows(&manifest, &select(selection)?, by_content);
             print(&if *json { as_json(&rows)? } else { verified(&rows) })?;
             let asked =
                 |row: &Row<'_>| !selection.names.is_empty() || (row.required && row.stood_in_by.is_none());
@@ -218,6 +207,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
             Ok(if rows.iter().any(is_bad) { ExitCode::FAILURE } else { ExitCode::SUCCESS })
         }
         Action::Fetch { selection, all, set } => {
+            let entries = select(selection)?;
             let request = Request { names: &selection.names, set: *set };
             let in_set = |entry: &Entry| match set {
                 Set::Default => !entry.is_fallback(),
