@@ -10,7 +10,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use facepipe_test_support::{models_dir, require, wait_until};
+use facepipe_test_support::{require, wait_until};
 use facepipe_tests::{
     program,
     programs::{
@@ -18,13 +18,13 @@ use facepipe_tests::{
         with_file_size_limit,
     },
     proxy::HoldingProxy,
+    require_backend_weights,
 };
 use serde_json::Value;
 
 #[test]
 fn people_are_enrolled_recognised_found_renamed_and_erased() {
-    let (models, faces) = (models_dir(), require!("lfw10"));
-    require!("models/mobilefacenet.onnx");
+    let (models, faces) = (require_backend_weights!(), require!("lfw10"));
     let environment = TestEnvironment::new(&models, faces);
     environment.run(&["people"]).expect(0, &["Nobody yet"]);
 
@@ -230,8 +230,7 @@ fn heic(jpeg: &Path) -> Vec<u8> {
 
 #[test]
 fn pictures_are_recognised_by_content_and_everything_skipped_is_reported() {
-    let (models, faces) = (models_dir(), require!("lfw10"));
-    require!("models/mobilefacenet.onnx");
+    let (models, faces) = (require_backend_weights!(), require!("lfw10"));
     let environment = TestEnvironment::new(&models, faces);
     let [blair, phone] =
         ["mixed/Tony_Blair", "mixed/Phone_Only"].map(|name| environment.folder.path().join(name));
@@ -316,8 +315,7 @@ fn pictures_are_recognised_by_content_and_everything_skipped_is_reported() {
 
 #[test]
 fn strangers_are_added_to_the_cohort_from_any_folder_and_erased() {
-    let (models, faces) = (models_dir(), require!("lfw10"));
-    require!("models/mobilefacenet.onnx");
+    let (models, faces) = (require_backend_weights!(), require!("lfw10"));
     let environment = TestEnvironment::new(&models, faces);
     environment.run(&["cohort"]).expect(0, &["The cohort is empty", "FACEPIPE_COHORT_FROM_CAMERAS"]);
 
@@ -372,8 +370,7 @@ fn strangers_are_added_to_the_cohort_from_any_folder_and_erased() {
 
 #[test]
 fn detections_are_followed_as_they_arrive() {
-    let (models, faces) = (models_dir(), require!("lfw10"));
-    require!("models/mobilefacenet.onnx");
+    let (models, faces) = (require_backend_weights!(), require!("lfw10"));
     let mut environment = TestEnvironment::new(&models, faces);
     let mut follow = environment.command(&["detections", "--follow", "--json"]);
     let mut following = follow.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -424,8 +421,7 @@ fn detections_are_followed_as_they_arrive() {
 
 #[test]
 fn an_interrupted_enrolment_can_be_continued() {
-    let (models, faces) = (models_dir(), require!("lfw10"));
-    require!("models/mobilefacenet.onnx");
+    let (models, faces) = (require_backend_weights!(), require!("lfw10"));
     let environment = TestEnvironment::new(&models, faces);
     let numbers: Vec<usize> = (1..=10).collect();
     for person in ["Tony_Blair", "Hugo_Chavez", "Colin_Powell", "Jacques_Chirac"] {
@@ -462,8 +458,7 @@ fn an_interrupted_enrolment_can_be_continued() {
 
 #[test]
 fn access_is_given_changed_and_taken_away() {
-    let (models, faces) = (models_dir(), require!("lfw10"));
-    require!("models/mobilefacenet.onnx");
+    let (models, faces) = (require_backend_weights!(), require!("lfw10"));
     let environment = TestEnvironment::new(&models, faces);
     environment.run(&["access"]).expect(0, &["Nobody yet", "--scopes admin"]);
     environment.run(&["access", "add", "ada"]).expect(2, &["--scopes"]);
@@ -520,8 +515,7 @@ fn access_is_given_changed_and_taken_away() {
 
 #[test]
 fn each_kind_of_error_has_its_exit_code() {
-    let (models, faces) = (models_dir(), require!("lfw10"));
-    require!("models/mobilefacenet.onnx");
+    let (models, faces) = (require_backend_weights!(), require!("lfw10"));
     let mut environment = TestEnvironment::new(&models, faces);
     let good = environment.photographs("good", "Tony_Blair", &[1]);
     let good = good.parent().unwrap().to_str().unwrap().to_owned();

@@ -14,10 +14,11 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use facepipe_test_support::{models_dir, require, skip, wait_until};
+use facepipe_test_support::{require, skip, wait_until};
 use facepipe_tests::{
     camera::Camera,
     programs::{ProgramOutput, TestEnvironment, facepipe, interrupt, read_until, with_file_size_limit},
+    require_backend_weights,
 };
 use gst::prelude::*;
 use serde_json::Value;
@@ -31,8 +32,8 @@ fn exclusive() -> MutexGuard<'static, ()> {
 
 /// An environment with a recording of four seconds: Tony Blair, enrolled, walks on the left, and Hugo Chavez, not enrolled, in
 /// the middle; both from the first frame on.
-fn environment(faces: PathBuf) -> (TestEnvironment, String) {
-    let environment = TestEnvironment::new(&models_dir(), faces);
+fn environment(models: &Path, faces: PathBuf) -> (TestEnvironment, String) {
+    let environment = TestEnvironment::new(models, faces);
     for known in ["Tony_Blair", "Ariel_Sharon"] {
         environment.photographs("people", known, &[1, 2]);
     }
@@ -108,12 +109,12 @@ fn is_near(pixel: [u8; 3], color: [u8; 3], most: u8) -> bool {
 
 #[test]
 fn a_recording_is_recognised_reported_and_annotated() {
-    let faces = require!("lfw10");
-    for needed in ["models/pnet.pt", "models/version-RFB-640.onnx", "models/mobilefacenet.onnx"] {
+    let (models, faces) = (require_backend_weights!(), require!("lfw10"));
+    for needed in ["models/pnet.pt", "models/version-RFB-640.onnx"] {
         require!(needed);
     }
     let _exclusive = exclusive();
-    let (mut environment, video) = environment(faces);
+    let (mut environment, video) = environment(&models, faces);
     let (report, csv, annotated) =
         (environment.path("out.json"), environment.path("out.csv"), environment.path("out.mp4"));
 
@@ -239,12 +240,12 @@ fn play(description: &str) {
 
 #[test]
 fn a_network_camera_is_recognised_live() {
-    let faces = require!("lfw10");
-    for needed in ["models/pnet.pt", "models/version-RFB-640.onnx", "models/mobilefacenet.onnx"] {
+    let (models, faces) = (require_backend_weights!(), require!("lfw10"));
+    for needed in ["models/pnet.pt", "models/version-RFB-640.onnx"] {
         require!(needed);
     }
     let _exclusive = exclusive();
-    let (mut environment, video) = environment(faces);
+    let (mut environment, video) = environment(&models, faces);
     let long = environment.path("long.mp4");
     repeat(&video, &long, 20);
     let Some(camera) = Camera::start(0, &[&format!("gate={long}")]) else {
@@ -366,12 +367,12 @@ const FIRST_ROW_BOTTOM: usize = 230;
 
 #[test]
 fn windows_show_who_is_known_and_who_is_not() {
-    let faces = require!("lfw10");
-    for needed in ["models/pnet.pt", "models/version-RFB-640.onnx", "models/mobilefacenet.onnx"] {
+    let (models, faces) = (require_backend_weights!(), require!("lfw10"));
+    for needed in ["models/pnet.pt", "models/version-RFB-640.onnx"] {
         require!(needed);
     }
     let _exclusive = exclusive();
-    let (environment, video) = environment(faces);
+    let (environment, video) = environment(&models, faces);
     let Some(screen) = Screen::start() else {
         skip("no screen: install xvfb");
         return;
@@ -488,11 +489,10 @@ fn write_slideshow(pictures: &[PathBuf], folder: &Path, video: &str) {
 #[test]
 fn a_person_is_enrolled_from_a_video_with_distinct_pictures() {
     let (group, faces) = (require!("scenes/crowd-01.jpg"), require!("lfw10"));
-    for needed in ["models/version-RFB-640.onnx", "models/mobilefacenet.onnx"] {
-        require!(needed);
-    }
+    let models = require_backend_weights!();
+    require!("models/version-RFB-640.onnx");
     let _exclusive = exclusive();
-    let environment = TestEnvironment::new(&models_dir(), faces);
+    let environment = TestEnvironment::new(&models, faces);
     let video = environment.path("ada.mp4");
     let numbers: Vec<usize> = (1..=10).collect();
     let folder = environment.photographs("shots", "Tony_Blair", &numbers);

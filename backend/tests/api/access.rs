@@ -56,10 +56,7 @@ fn text(value: &Value) -> String {
 
 /// The response to `GET /dataset` with a token.
 async fn with(server: &Server, token: &str) -> ApiResponse {
-    let request = server
-        .client
-        .get(format!("{}/dataset", server.url))
-        .header("authorization", format!("Bearer {token}"));
+    let request = server.client.get(format!("{}/dataset", server.url)).bearer_auth(token);
     ApiResponse::read(request.send().await.unwrap()).await
 }
 
@@ -163,7 +160,7 @@ async fn each_call_needs_the_scope_that_the_document_names() {
     // Another spelling of a path reaches its route, and needs its scope.
     let (_, token) = add(&server, json!({ "kind": "person", "name": "reader" })).await;
     let request = server.client.post(format!("{}/unknowns/%72ecluster", server.url));
-    let request = request.header("authorization", format!("Bearer {}", text(&token["token"])));
+    let request = request.bearer_auth(text(&token["token"]));
     ApiResponse::read(request.send().await.unwrap()).await.expect_error(403, "forbidden");
 }
 
@@ -584,8 +581,7 @@ async fn an_older_database_keeps_its_data() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_add_admin_gives_the_first_token() {
-    let models = facepipe_test_support::require!("models/pnet.pt");
-    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
     let folder = tempfile::tempdir().unwrap();
     let command = |arguments: &[&str]| -> Output {
         let mut command = program();
@@ -616,7 +612,7 @@ async fn the_command_add_admin_gives_the_first_token() {
     assert_eq!(wrong.status.code(), Some(2), "{}", String::from_utf8_lossy(&wrong.stderr));
 
     let settings = ["--listen", "0.0.0.0:0", "--metrics-listen", "off"];
-    let (running, url) = Running::start_in(folder.path(), models.parent().unwrap(), &settings, &[]);
+    let (running, url) = Running::start_in(folder.path(), &models, &settings, &[]);
     let client = crate::helpers::client();
     let url = url.replace("0.0.0.0", "127.0.0.1");
     let status = async |token: &str| {
@@ -662,8 +658,7 @@ async fn the_command_add_admin_gives_the_first_token() {
 
 #[test]
 fn a_token_file_that_others_can_read_is_warned_of_at_every_start() {
-    let models = facepipe_test_support::require!("models/pnet.pt");
-    let _ = facepipe_test_support::require!("models/mobilefacenet.onnx");
+    let models = facepipe_test_support::require_weights!("mobilefacenet.onnx");
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokens");
     fs::write(&tokens, format!("admin {ROOT}\n")).unwrap();
@@ -671,7 +666,7 @@ fn a_token_file_that_others_can_read_is_warned_of_at_every_start() {
         ["--listen", "127.0.0.1:0", "--metrics-listen", "off", "--token-file", tokens.to_str().unwrap()];
     for (mode, warned) in [(0o644, true), (0o644, true), (0o640, false)] {
         fs::set_permissions(&tokens, fs::Permissions::from_mode(mode)).unwrap();
-        let (running, _) = Running::start_with(folder.path(), models.parent().unwrap(), &settings);
+        let (running, _) = Running::start_with(folder.path(), &models, &settings);
         let log = running.log();
         assert_eq!(log.contains("every user of this machine can read token_file"), warned, "{mode:o}: {log}");
     }

@@ -3,14 +3,13 @@
 use std::{fs, path::Path};
 
 use facepipe_backend::AuditSwitch;
-use reqwest::{
-    Method, StatusCode,
-    header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue},
-    multipart::Form,
-};
+use reqwest::{Method, StatusCode, header::ACCEPT, multipart::Form};
 use serde_json::{Value, json};
 
-use crate::helpers::{ApiResponse, Engine, Server, client, photograph, start, until};
+use crate::{
+    auth::use_token,
+    helpers::{ApiResponse, Engine, Server, photograph, start, until},
+};
 
 const MIGRATION: &str = "2025-01-22-000000_audit_log";
 const CAMERA: &str = "camera-0123456789abcdef";
@@ -20,13 +19,6 @@ fn write_tokens(folder: &Path) -> std::path::PathBuf {
     let file = folder.join("tokens");
     fs::write(&file, format!("camera {CAMERA}\nadmin {ADMIN}\n")).unwrap();
     file
-}
-
-fn use_token(server: &mut Server, token: Option<&str>) {
-    client(); // Chooses the provider of TLS.
-    let header = |token| HeaderValue::try_from(format!("Bearer {token}")).unwrap();
-    let headers: HeaderMap = token.map(|token| (AUTHORIZATION, header(token))).into_iter().collect();
-    server.client = reqwest::Client::builder().default_headers(headers).build().unwrap();
 }
 
 /// The entries that a query selects, the oldest first.

@@ -154,8 +154,8 @@ async fn a_request_without_a_token_is_rejected_before_its_body_is_read() {
     }
 }
 
-/// Sends these bytes; returns the response up to the end of the connection.
-async fn raw(url: &str, request: &str) -> String {
+/// Sends these bytes and nothing more; returns the response up to the end of the connection.
+pub async fn raw(url: &str, request: &str) -> String {
     let mut stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).await.unwrap();
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();

@@ -13,7 +13,7 @@ use std::{
 };
 
 use facepipe_backend::Config;
-use reqwest::{Client, StatusCode, header::AUTHORIZATION, multipart::Form};
+use reqwest::{Client, StatusCode, multipart::Form};
 use serde_json::json;
 use tokio::net::TcpSocket;
 
@@ -182,7 +182,7 @@ async fn bodies_in_memory_are_bounded_by_client_and_in_all() {
     }
     // Another client is not concerned.
     let request = server.client.post(format!("{}{path}", server.url));
-    let request = request.header(AUTHORIZATION, format!("Bearer {OTHER}"));
+    let request = request.bearer_auth(OTHER);
     let form = Form::new().part("image", photograph("Tony_Blair", 1));
     let answer = ApiResponse::read(request.multipart(form).send().await.unwrap()).await;
     answer.expect(StatusCode::OK);

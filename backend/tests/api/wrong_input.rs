@@ -11,12 +11,11 @@ use reqwest::{
     multipart::{Form, Part},
 };
 use serde_json::json;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
 
-use crate::helpers::{file, photograph, start};
+use crate::{
+    auth::raw,
+    helpers::{file, photograph, start},
+};
 
 #[tokio::test]
 async fn unknown_paths_and_methods_have_json_errors() {
@@ -372,14 +371,4 @@ async fn a_stalled_client_gets_408_and_is_disconnected() {
         assert!(answer.contains(code), "{request}: {answer}");
     }
     assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
-}
-
-/// Sends these bytes and nothing more; returns the response up to the end of the connection.
-async fn raw(url: &str, request: &str) -> String {
-    let mut stream = TcpStream::connect(url.strip_prefix("http://").unwrap()).await.unwrap();
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    let closed = tokio::time::timeout(Duration::from_secs(10), stream.read_to_string(&mut answer)).await;
-    assert!(closed.is_ok(), "the connection stays open after {answer:?}");
-    answer
 }
