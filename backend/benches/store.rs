@@ -36,7 +36,7 @@ fn face() -> IdentifiedFace {
         predictions: Vec::new(),
         embedding: vec![1.0 / 512_f32.sqrt(); DIMENSIONS],
         crops: 1,
-        quality: FaceQuality::default(),
+        quality: FaceQuality { size: 80.0, ..FaceQuality::default() },
     }
 }
 

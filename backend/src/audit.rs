@@ -121,11 +121,8 @@ impl AuditLog {
     /// a refusal takes place without its row, too.
     pub fn refuse(&self, entry: AuditEntry) {
         let Some(queue) = &self.queue else { return };
-        let mut kind = RefusalKind::of(&entry);
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
-        if !refusals.contains_key(&kind) && refusals.len() >= MAX_KINDS {
-            kind = RefusalKind::of_many(&entry);
-        }
+        let kind = counted_kind(&refusals, &entry);
         if let Some(more) = refusals.get_mut(&kind) {
             *more += 1;
             return;
@@ -178,6 +175,15 @@ impl RefusalKind {
             calls,
         }
     }
+}
+
+/// Returns the kind that a refusal counts with: its own, or that of many addresses if there are too many kinds.
+fn counted_kind(refusals: &HashMap<RefusalKind, i64>, entry: &AuditEntry) -> RefusalKind {
+    let kind = RefusalKind::of(entry);
+    if !refusals.contains_key(&kind) && refusals.len() >= MAX_KINDS {
+        return RefusalKind::of_many(entry);
+    }
+    kind
 }
 
 async fn write(
@@ -258,10 +264,7 @@ async fn append(database: &Database, entries: Vec<AuditEntry>) -> Result<(), Aud
 fn count_again(refusals: &Mutex<HashMap<RefusalKind, i64>>, rows: Vec<Pending>) {
     let mut refusals = refusals.lock().unwrap_or_else(PoisonError::into_inner);
     for Pending { entry, .. } in rows {
-        let mut kind = RefusalKind::of(&entry);
-        if !refusals.contains_key(&kind) && refusals.len() >= MAX_KINDS {
-            kind = RefusalKind::of_many(&entry);
-        }
+        let kind = counted_kind(&refusals, &entry);
         *refusals.entry(kind).or_insert(0) += entry.calls;
     }
 }

@@ -80,7 +80,6 @@ struct Stored {
     revision: Option<i64>,
     has_principals: bool,
     /// Those that are not disabled.
-    #[allow(dead_code, reason = "for means of authentication other than tokens")]
     principals: HashMap<i64, Arc<Principal>>,
     tokens: HashMap<Digest, StoredToken>,
 }
@@ -165,11 +164,10 @@ impl AccessControl {
         if !has_prefix(token) {
             return Err(TokenProblem::Unknown);
         }
-        if !is_well_formed(token) {
-            return Err(TokenProblem::Malformed);
-        }
         let (stored, now) = (self.stored(), now());
-        let token = stored.tokens.get(&digest_of(token)).ok_or(TokenProblem::Unknown)?;
+        let token = stored.tokens.get(&digest_of(token)).ok_or_else(|| {
+            if is_well_formed(token) { TokenProblem::Unknown } else { TokenProblem::Malformed }
+        })?;
         if token.disabled {
             return Err(TokenProblem::Disabled);
         }
@@ -195,13 +193,11 @@ impl AccessControl {
 
     /// Returns a stored principal with all of its scopes, by id; `None` if it was removed or is disabled. For means of
     /// authentication other than tokens, whose rows refer to the principal's.
-    #[allow(dead_code, reason = "for means of authentication other than tokens")]
     pub fn principal(&self, id: i64) -> Option<Arc<Principal>> {
         self.stored().principals.get(&id).cloned()
     }
 
     /// Returns a principal as [`principal`](Self::principal) does, by name.
-    #[allow(dead_code, reason = "for means of authentication other than tokens")]
     pub fn principal_named(&self, name: &str) -> Option<Arc<Principal>> {
         self.stored().principals.values().find(|principal| principal.name == name).cloned()
     }

@@ -8,9 +8,7 @@ mod token;
 mod token_file;
 
 pub use control::{AccessControl, TokenProblem, TokenUse};
-#[allow(unused_imports, reason = "for shares of the server")]
-pub use principal::PrincipalKey;
-pub use principal::{OWN_KEY, Principal, PrincipalKind, PrincipalRecord, TokenRecord};
+pub use principal::{OWN_KEY, Principal, PrincipalKey, PrincipalKind, PrincipalRecord, TokenRecord};
 pub use scopes::{Scope, Scopes};
 pub use token::{Digest, digest_of, has_prefix, is_well_formed, new_token, token_lifetime};
 pub use token_file::{Role, TokenFile, TokenFileError};

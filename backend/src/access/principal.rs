@@ -156,7 +156,6 @@ impl Principal {
     }
 
     /// Returns the key that identifies it.
-    #[allow(dead_code, reason = "for shares of the server")]
     pub fn key(&self) -> PrincipalKey {
         self.key
     }

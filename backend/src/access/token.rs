@@ -36,7 +36,7 @@ pub fn new_token() -> String {
 }
 
 /// Returns the digest by which a token is known.
-pub fn digest_of(token: &str) -> Digest {
+pub fn digest_of(token: impl AsRef<[u8]>) -> Digest {
     Sha256::digest(token).into()
 }
 

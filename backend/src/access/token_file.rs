@@ -11,22 +11,18 @@ use std::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime},
 };
 
-use sha2::{Digest as _, Sha256};
 use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 use tokio_util::sync::CancellationToken;
 
-use super::{Digest, Principal};
+use super::{Digest, Principal, digest_of};
+use crate::watched_file::{self, FileVersion};
 
 /// Minimum length of a token, characters. 16 of `openssl rand -hex` are 64 bits: too many to try.
 const MIN_CHARACTERS: usize = 16;
 /// Maximum length of a token, characters; clients and proxies take no longer headers.
 const MAX_CHARACTERS: usize = 8192;
-
-/// The interval between checks of the file.
-const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The bits of a file's mode that let users read it who neither own it nor belong to its group.
 const READABLE_BY_OTHERS: u32 = 0o004;
@@ -106,10 +102,6 @@ pub struct FileStatus {
     pub is_readable_by_others: bool,
 }
 
-/// Time of modification, length, inode and time of change of a file: changes when it is written or replaced, or gets other
-/// permissions.
-type FileVersion = (SystemTime, u64, u64, (i64, i64));
-
 /// The folder where container engines mount secrets, which all users of the container can read.
 const SECRETS: &str = "/run/secrets";
 
@@ -129,7 +121,7 @@ impl TokenFile {
 
     /// Returns the principal of a token, `None` of an unknown one. Compares in constant time.
     pub fn principal_of(&self, token: &str) -> Option<Arc<Principal>> {
-        let digest: Digest = Sha256::digest(token).into();
+        let digest = digest_of(token);
         let known = self.known();
         // `found` is one more than the position of the token, 0 for none.
         let mut found = 0_u64;
@@ -162,21 +154,12 @@ impl TokenFile {
     /// Reloads the file whenever it has changed, until `stop` is set. A missing or invalid file leaves the tokens unchanged,
     /// an empty one revokes all.
     pub async fn watch(self: Arc<Self>, stop: CancellationToken) {
-        let mut last = LastCheck::default();
-        while !stop.is_cancelled() {
-            tokio::select! {
-                () = tokio::time::sleep(CHECK_INTERVAL) => (),
-                () = stop.cancelled() => break,
-            }
-            let tokens = Arc::clone(&self);
-            // A check that was interrupted is repeated.
-            last = tokio::task::spawn_blocking(move || tokens.check_file(last)).await.unwrap_or_default();
-        }
+        watched_file::watch(move |last| self.check_file(last), stop).await;
     }
 
     fn check_file(&self, last: LastCheck) -> LastCheck {
         // The version is determined before the file is read: a write in the meantime changes it again.
-        let version = file_version(&self.path);
+        let version = FileVersion::of(&self.path).map_err(|error| unreadable(&error));
         if version.is_ok() && version.as_ref().ok() == last.version.as_ref() {
             tracing::trace!("token_file is unchanged");
             return last;
@@ -236,12 +219,6 @@ struct LastCheck {
     version: Option<FileVersion>,
     /// The problem that was found, logged once, not at every check.
     problem: Option<TokenFileError>,
-}
-
-fn file_version(path: &Path) -> Result<FileVersion, TokenFileError> {
-    let metadata = fs::metadata(path).map_err(|error| unreadable(&error))?;
-    let modified = metadata.modified().map_err(|error| unreadable(&error))?;
-    Ok((modified, metadata.len(), metadata.ino(), (metadata.ctime(), metadata.ctime_nsec())))
 }
 
 /// The users and groups that this process acts as.
@@ -319,7 +296,7 @@ fn parse_line(line: &[u8]) -> Result<Option<(Digest, Role)>, LineError> {
     match token.len() {
         length if length < MIN_CHARACTERS => Err(LineError::TooShort(length)),
         length if length > MAX_CHARACTERS => Err(LineError::TooLong(length)),
-        _ => Ok(Some((Sha256::digest(token).into(), role))),
+        _ => Ok(Some((digest_of(token), role))),
     }
 }
 
@@ -393,14 +370,17 @@ mod tests {
 
     #[test]
     fn other_permissions_are_another_version() {
-        use std::{os::unix::fs::PermissionsExt as _, time::Instant};
+        use std::{
+            os::unix::fs::PermissionsExt as _,
+            time::{Duration, Instant},
+        };
 
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokens");
         fs::write(&path, "admin s3cret-0123456789\n").unwrap();
-        let (first, begun) = (file_version(&path).unwrap(), Instant::now());
+        let (first, begun) = (FileVersion::of(&path).unwrap(), Instant::now());
         // The clock of file systems ticks slowly.
-        while file_version(&path).unwrap() == first {
+        while FileVersion::of(&path).unwrap() == first {
             assert!(begun.elapsed() < Duration::from_secs(10), "the version stays");
             fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
         }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use actix_web::{
-    Error, HttpMessage as _,
+    Error, HttpMessage as _, HttpRequest,
     body::{BodySize, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{StatusCode, header},
@@ -88,26 +88,26 @@ pub fn bytes_exceeded(BytesExceeded { limit, max }: BytesExceeded) -> ApiError {
 
 /// Returns the share of an authorised request, and whether it has no token on a server that needs one.
 fn share_of(request: &ServiceRequest, state: &State) -> (Share, bool) {
-    let address = ShareKey::Address(address_of(request, state));
+    let of_address = || Share { key: ShareKey::Address(address_of(request.request(), state)), weight: 1 };
     let principal = request.extensions().get::<Arc<Principal>>().map(Arc::clone);
     match principal.map(|principal| (principal.key(), principal.scopes)) {
-        Some((PrincipalKey::Local, _)) => (Share { key: address, weight: 1 }, false),
+        Some((PrincipalKey::Local, _)) => (of_address(), false),
         Some((key @ (PrincipalKey::Stored(_) | PrincipalKey::File(_)), scopes)) => {
             let weight = if scopes.allows(Scope::Admin) { state.shares.admin_weight } else { 1 };
             (Share { key: ShareKey::Principal(key), weight }, false)
         }
-        Some((PrincipalKey::Anonymous, _)) | None => (Share { key: address, weight: 1 }, true),
+        Some((PrincipalKey::Anonymous, _)) | None => (of_address(), true),
     }
 }
 
 /// Returns the client's address, which a trusted proxy may say.
-pub fn client_address(request: &ServiceRequest, state: &State) -> IpAddr {
+pub fn client_address(request: &HttpRequest, state: &State) -> IpAddr {
     let peer = request.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
     let forwarded = request.headers().get_all("x-forwarded-for").filter_map(|value| value.to_str().ok());
     state.shares.trusted_proxies.client(peer, forwarded.collect::<Vec<_>>().into_iter())
 }
 
-fn address_of(request: &ServiceRequest, state: &State) -> AddressKey {
+fn address_of(request: &HttpRequest, state: &State) -> AddressKey {
     client_address(request, state).into()
 }
 
@@ -122,11 +122,11 @@ pub async fn delay_failed_authentication(
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let has_token = request.headers().contains_key(header::AUTHORIZATION);
     let state = request.app_data::<web::Data<State>>().filter(|_| has_token).cloned();
-    let attempt = state.map(|state| (address_of(&request, &state), state));
     let answer = next.call(request).await?;
     if answer.status() == StatusCode::UNAUTHORIZED
-        && let Some((address, state)) = attempt
-        && let Err(retry_after) = state.shares.failures.count(address, Instant::now())
+        && let Some(state) = state
+        && let Err(retry_after) =
+            state.shares.failures.count(address_of(answer.request(), &state), Instant::now())
     {
         let limit = Limit::FailedAuthentications;
         state.metrics.rejected(Rejection::Exceeded(limit));

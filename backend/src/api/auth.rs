@@ -48,7 +48,7 @@ fn admit(request: &ServiceRequest) -> Result<Arc<Principal>, ApiError> {
     let state = request
         .app_data::<web::Data<State>>()
         .ok_or_else(|| ApiError::Internal(anyhow!("requests have no state")))?;
-    let address = Some(client_address(request, state));
+    let address = Some(client_address(request.request(), state));
     let known = match (bearer_token(request), certified_camera(request)) {
         (None, Some(camera)) => state.access.authenticate_certificate(camera.name()),
         (token, _) => state.access.authenticate(token, address),

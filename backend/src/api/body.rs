@@ -55,7 +55,10 @@ pub async fn limit_body_time(
     let call = request.conn_data::<Rc<CallState>>().cloned();
     // The call runs until the response is ready; the connection itself tracks the response's bytes.
     let _running = call.as_ref().map(|call| call.begin(has_body));
-    let bytes = state.as_ref().map(|state| Arc::new(state.shares.bytes.request(Share::current().key)));
+    let bytes = state
+        .as_ref()
+        .filter(|_| has_body)
+        .map(|state| Arc::new(state.shares.bytes.request(Share::current().key)));
     if has_body {
         let (reading, bytes) = (Reading(call.clone()), bytes.clone());
         let mut timeout = Box::pin(tokio::time::sleep(Duration::from_secs(seconds)));

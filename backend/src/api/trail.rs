@@ -128,7 +128,6 @@ pub async fn record_refusals(
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
     let state = request.app_data::<web::Data<State>>().cloned();
-    let address = state.as_ref().map(|state| client_address(&request, state).to_string());
     let response = next.call(request).await?;
     let status = response.status();
     if let Some(state) = state
@@ -136,6 +135,7 @@ pub async fn record_refusals(
         && matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
     {
         let request = response.request();
+        let address = Some(client_address(request, &state).to_string());
         let principal = request.extensions().get::<Arc<Principal>>().cloned();
         let principal = principal.unwrap_or_else(|| state.access.anonymous());
         let pattern = request.match_pattern();
@@ -192,7 +192,7 @@ fn audited(request: &ServiceRequest) -> Option<(web::Data<State>, Call)> {
     if action == AuditAction::Recognise && is_camera(&principal, method.scope) {
         return None;
     }
-    let address = Some(client_address(request, state).to_string());
+    let address = Some(client_address(request.request(), state).to_string());
     let route = format!("{} {}", method.name.to_uppercase(), route.plain_path());
     Some((state.clone(), Call { action, principal, address, route }))
 }

@@ -112,6 +112,11 @@ pub struct ResolvedIdentity {
     pub predictions: Vec<(i64, f32)>,
 }
 
+/// Minimum size of unknown faces that keep their embedding: the shorter side of the box in pixels of the image. Embeddings of
+/// smaller faces resemble each other: faces of 10 to 17 pixels of different people in the backgrounds of LFW's photographs
+/// were grouped together.
+pub const MIN_UNKNOWN_SIZE: f32 = 24.0;
+
 /// The weight of the worst face, so that a track of such faces has a mean, too.
 const MIN_WEIGHT: f32 = 0.01;
 

@@ -31,8 +31,8 @@ pub use cohort::CohortSource;
 pub use detection::{DetectionFilter, DetectionOrder, DetectionPosition, Revision, StoredDetection};
 pub use enrolment::similarity_to_own;
 pub use face::{
-    EmbeddingSum, EnrolledFace, FaceDecision, FaceQuality, IdentifiedFace, QualityComponent, cosine,
-    people_of,
+    EmbeddingSum, EnrolledFace, FaceDecision, FaceQuality, IdentifiedFace, MIN_UNKNOWN_SIZE,
+    QualityComponent, cosine, people_of,
 };
 pub use face_id::{FaceId, InvalidFaceId, SameName};
 pub use job::{Job, JobFailure, JobKind, JobOutcome, JobStatus};

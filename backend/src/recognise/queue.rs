@@ -281,8 +281,8 @@ impl Queue {
             }
         }
         loop {
-            let (exceeded, measure): (_, fn(&Occupied) -> u64) = {
-                let mut accounts = lock(&self.accounts);
+            let mut accounts = lock(&self.accounts);
+            let (exceeded, measure): (_, fn(&Occupied) -> u64) =
                 if accounts.total.images + new.images > limits.images {
                     (Rejection::QueueFull, |occupied| u64::try_from(occupied.images).unwrap_or(u64::MAX))
                 } else if accounts.total.pixels.saturating_add(new.pixels) > limits.pixels {
@@ -290,11 +290,8 @@ impl Queue {
                 } else {
                     accounts.total.add(new);
                     accounts.clients.entry(client).or_default().add(new);
-                    let accounts = Arc::clone(&self.accounts);
-                    return Ok(Occupancy { accounts, client, occupied: new });
-                }
-            };
-            let accounts = lock(&self.accounts);
+                    return Ok(Occupancy { accounts: Arc::clone(&self.accounts), client, occupied: new });
+                };
             let of = |key: &ShareKey| accounts.clients.get(key).map_or(0, measure);
             let own = of(&client).saturating_add(measure(&new));
             let lanes = state.lanes.iter().filter(|(key, lane)| **key != client && !lane.entries.is_empty());
@@ -389,10 +386,10 @@ impl State {
     /// Removes images of clients that left, and answers requests that have waited too long. Returns the number of images
     /// that wait.
     fn remove_finished(&mut self, deadline: Duration) -> usize {
-        let mut waiting = 0;
+        let (mut waiting, now) = (0, Instant::now());
         for lane in self.lanes.values_mut() {
             lane.entries.retain(|QueueEntry { request, .. }| {
-                if request.arrived.elapsed() >= deadline {
+                if now.saturating_duration_since(request.arrived) >= deadline {
                     request.respond(Err(RecogniseError::Exceeded {
                         limit: Limit::Deadline,
                         max: deadline.as_secs(),

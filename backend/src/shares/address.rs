@@ -48,11 +48,11 @@ impl FromStr for Network {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (address, prefix) = text.split_once('/').map_or((text, None), |(one, two)| (one, Some(two)));
-        let address: IpAddr = address.parse().context("it is no address")?;
+        let address = address.parse::<IpAddr>().context("it is no address")?.to_canonical();
         let bits = if address.is_ipv4() { 32 } else { 128 };
         let prefix = prefix.map_or(Ok(bits), |prefix| prefix.parse().context("its prefix is no number"))?;
         anyhow::ensure!(prefix <= bits, "its prefix is {prefix}, it must be 0 to {bits}");
-        Ok(Self { address: address.to_canonical(), prefix })
+        Ok(Self { address, prefix })
     }
 }
 
@@ -84,10 +84,11 @@ impl TrustedProxies {
     pub fn parse(entries: &[String]) -> anyhow::Result<Self> {
         let mut networks = Vec::new();
         for entry in entries {
+            let entry = entry.trim();
             if entry == "private" {
                 networks.extend(PRIVATE);
             } else {
-                let network = entry.trim().parse().with_context(|| {
+                let network = entry.parse().with_context(|| {
                     format!("trusted_proxies has {entry:?}, it must have addresses, networks such as 10.0.0.0/8, or private")
                 })?;
                 networks.push(network);
@@ -162,6 +163,16 @@ mod tests {
         for outside in ["172.32.0.1", "8.8.8.8", "2001:db8::1"] {
             assert!(!private.contains(outside.parse().unwrap()), "{outside}");
         }
+    }
+
+    #[test]
+    fn entries_may_have_other_spellings() {
+        let one = proxies(&["::ffff:10.0.0.1"]).unwrap();
+        assert!(one.contains("10.0.0.1".parse().unwrap()));
+        for other in ["10.0.0.2", "8.8.8.8", "::ffff:10.0.0.2", "::1"] {
+            assert!(!one.contains(other.parse().unwrap()), "{other}");
+        }
+        assert_eq!(proxies(&[" private"]).unwrap(), proxies(&["private"]).unwrap());
     }
 
     /// Tests a first proxy that replaces the header: proxies that append to it would let such a client choose its

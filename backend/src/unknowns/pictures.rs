@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    domain::{IdentifiedFace, now},
+    domain::{IdentifiedFace, MIN_UNKNOWN_SIZE, now},
     store::{Blobs, Database, StoreError, sql::NewPicture},
 };
 
@@ -24,7 +24,7 @@ const BATCH: i64 = 500;
 /// Limits the images that are decoded at the same time: each takes up to three bytes per pixel.
 static DECODING: Semaphore = Semaphore::const_new(2);
 
-/// Stores the pictures of an image's unknown faces. Returns one for each face; `None` for a known one, and if the picture
+/// Stores the pictures of an image's unknown faces. Returns one for each face; `None` for a known or small one, and if the picture
 /// cannot be stored, which must not fail the detection.
 pub async fn keep(
     blobs: &Blobs,
@@ -32,8 +32,10 @@ pub async fn keep(
     faces: &[IdentifiedFace],
     limits: DecodeLimits,
 ) -> Vec<Option<NewPicture>> {
+    // Without an embedding, a detection has no picture.
+    let may_keep = |face: &IdentifiedFace| !face.known && face.quality.size >= MIN_UNKNOWN_SIZE;
     let boxes: Vec<Option<[f32; 4]>> =
-        faces.iter().map(|face| (!face.known).then_some(face.bounding_box)).collect();
+        faces.iter().map(|face| may_keep(face).then_some(face.bounding_box)).collect();
     if boxes.iter().all(Option::is_none) {
         return Vec::new();
     }

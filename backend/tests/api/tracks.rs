@@ -419,6 +419,19 @@ pub fn of_nobody(mut new: NewUploads) -> NewUploads {
     new
 }
 
+#[tokio::test]
+async fn small_faces_of_nobody_keep_no_embedding() {
+    let rows = Rows::new();
+    let (person, at) = (rows.person("Ada").await, now());
+    for (key, size) in [("1", 16.0), ("2", 23.9), ("3", 24.0)] {
+        let mut new = of_nobody(one_crop(person, Some(key), key, at, at));
+        new.uploads[0].faces[0].quality.size = size;
+        rows.database.store_uploads(new).await.unwrap();
+    }
+    assert_eq!(rows.lines("SELECT CONCAT(COUNT(*), '') AS line FROM detections"), ["3"]);
+    assert_eq!(rows.lines("SELECT upload_key AS line FROM detections WHERE embedding IS NOT NULL"), ["3"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn no_crop_is_lost_between_processes_that_store_crops_of_one_track() {
     const CROPS: usize = 12;

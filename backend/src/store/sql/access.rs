@@ -249,11 +249,7 @@ impl Database {
     ///
     /// # Errors
     /// [`StoreError::PrincipalNotFound`], [`StoreError::PrincipalExists`] for a name that another one has.
-    pub async fn change_principal(
-        &self,
-        id: i64,
-        change: PrincipalChange,
-    ) -> Result<PrincipalRecord, StoreError> {
+    pub async fn change_principal(&self, id: i64, change: PrincipalChange) -> Result<(), StoreError> {
         self.write(move |connection| {
             lock(connection)?;
             let old = find_principal(connection, id)?;
@@ -276,7 +272,7 @@ impl Database {
                     principals::disabled.eq(new.disabled),
                 ))
                 .execute(connection)?;
-            Ok(new)
+            Ok(())
         })
         .await
     }

@@ -10,14 +10,13 @@ use facepipe_shared::hex;
 
 use super::{
     AnyConnection, Database, MAX_VARIABLES, names,
-    schema::{
-        audit_chain, audit_log, detections, images, merged_unknowns, named_unknowns, task_runs, unknowns,
-    },
+    schema::{audit_chain, audit_log, detections, images, named_unknowns, task_runs},
+    unknowns,
 };
 use crate::{
     domain::{
         AuditAction, AuditChain, AuditCheck, AuditEntry, AuditFault, AuditFilter, AuditObject,
-        AuditObjectKind, AuditOutcome, AuditRow, Micros, ObjectHasher, PersonId, PrincipalFilter,
+        AuditObjectKind, AuditOutcome, AuditRow, Micros, ObjectHasher, PersonId, PrincipalFilter, UnknownId,
     },
     store::StoreError,
 };
@@ -455,15 +454,12 @@ fn keeps_id(
 
 /// Returns whether there is a group of unknown faces, or what it became: another group or a person.
 fn has_unknown(connection: &mut AnyConnection, id: &str) -> Result<bool, StoreError> {
-    let own = unknowns::table.filter(unknowns::public_id.eq(id)).select(unknowns::public_id);
-    if own.first::<String>(connection).optional()?.is_some() {
-        return Ok(true);
+    let Some(unknown) = UnknownId::parse(id) else { return Ok(false) };
+    match unknowns::row_of(connection, unknown) {
+        Err(StoreError::UnknownNotFound) => (),
+        found => return found.map(|_| true),
     }
-    let merged = merged_unknowns::table.find(id).select(merged_unknowns::public_id);
-    if merged.first::<String>(connection).optional()?.is_some() {
-        return Ok(true);
-    }
-    let named = named_unknowns::table.find(id).select(named_unknowns::public_id);
+    let named = named_unknowns::table.find(unknown.to_string()).select(named_unknowns::public_id);
     Ok(named.first::<String>(connection).optional()?.is_some())
 }
 

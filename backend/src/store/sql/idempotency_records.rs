@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::{
     access::OWN_KEY,
-    domain::{CaptureTime, IdentifiedFace, Micros, now, people_of},
+    domain::{CaptureTime, IdentifiedFace, MIN_UNKNOWN_SIZE, Micros, now, people_of},
     store::StoreError,
 };
 
@@ -74,7 +74,7 @@ pub struct NewUploads {
     pub top_k: usize,
     /// How the crops of a track are decided together; `None` where each is decided by itself.
     pub fusion: Option<Fusion>,
-    /// Whether detections of unknown faces keep their embedding.
+    /// Whether detections of unknown faces keep their embedding, if they have at least [`MIN_UNKNOWN_SIZE`].
     pub keep_unknown_embeddings: bool,
     /// Id of the camera that captured them.
     pub camera_id: String,
@@ -285,7 +285,7 @@ fn store_upload(
     Ok(unused)
 }
 
-/// Stores the faces of an image as detections. Returns the blobs of pictures that were not stored: of faces that are known.
+/// Stores the faces of an image as detections. Returns the blobs of pictures that were not stored: of faces that are known or too small.
 fn store_detections(
     connection: &mut AnyConnection,
     new: &NewUploads,
@@ -297,7 +297,8 @@ fn store_detections(
     let mut unused = Vec::new();
     for (number, face) in (0..).zip(faces) {
         let identity = face.resolve(|person| people.contains(&person));
-        let keep_embedding = identity.person.is_none() && new.keep_unknown_embeddings;
+        let keep_embedding =
+            identity.person.is_none() && new.keep_unknown_embeddings && face.quality.size >= MIN_UNKNOWN_SIZE;
         let is_tracked = |tracked: &&TrackedFace| i32::try_from(tracked.face) == Ok(number);
         let tracked = upload.tracked.as_ref().filter(is_tracked);
         let detection = NewDetection {
