@@ -10,6 +10,8 @@ use std::{
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    thread,
+    time::Duration,
 };
 
 use facepipe_test_support::{free_port, require, skip, wait_until, workspace_root};
@@ -257,12 +259,24 @@ fn the_compose_deployment_serves_and_is_monitored() {
     let written = read("prometheus/rules/facepipe.yml");
     let names: BTreeSet<&str> =
         written.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")).collect();
-    wait_until("all alerts are evaluated and silent", || {
+    // Whether the disk of the machine that runs this has room is not the deployment's doing.
+    let ratio = "min(facepipe_disk_free_bytes / facepipe_disk_size_bytes)";
+    let free = query(&watch, ratio).first().copied().expect("the servers measure their disk");
+    let of_this_machine =
+        |name: &str| name == "FacepipeDiskFilling" && free < 0.2 || name == "FacepipeDiskFull" && free < 0.1;
+    let mut loud = Vec::new();
+    for _ in 0..600 {
         let states = alerts(&watch);
         let known: BTreeSet<&str> = states.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(known, names);
-        states.iter().all(|(_, state)| state == "inactive")
-    });
+        loud = states;
+        loud.retain(|(name, state)| state != "inactive" && !of_this_machine(name));
+        if loud.is_empty() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    assert!(loud.is_empty(), "not silent: {loud:?}");
     let dashboard: Value = serde_json::from_str(&read("grafana/dashboards/facepipe.json")).unwrap();
     for panel in dashboard["panels"].as_array().unwrap() {
         for target in panel["targets"].as_array().into_iter().flatten() {
