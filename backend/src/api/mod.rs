@@ -46,11 +46,11 @@ pub use connection::keep_alive;
 pub use cors::allow_origins;
 pub use head::answer_head;
 pub use observe::observe;
-pub use openapi::{document, document_at};
+pub use openapi::document;
 pub use roles::serve_role;
 pub use trail::{record, record_refusals};
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::sync::{Arc, OnceLock, atomic::AtomicBool};
 
 use actix_web::{HttpRequest, error::JsonPayloadError};
 use bytes::Bytes;
@@ -80,8 +80,8 @@ pub struct State {
     pub origins: Vec<String>,
     /// The setting `public_url`, without a `/` at its end.
     pub public_url: Option<String>,
-    /// The API's document.
-    pub document: Bytes,
+    /// The API's document, made for the first request.
+    pub document: OnceLock<Bytes>,
     /// Who may use the server.
     pub access: Arc<AccessControl>,
     /// The audit log.

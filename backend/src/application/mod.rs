@@ -7,7 +7,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -29,7 +29,7 @@ use crate::{
     access::AccessControl,
     api,
     audit::AuditLog,
-    config::{BrowserConfig, Config},
+    config::Config,
     config_errors, connection,
     exposition::{self, Exposition, Sources},
     metrics::Metrics,
@@ -394,13 +394,11 @@ fn serve_api(
     let origins = config.browsers.cors_origins()?;
     let public_url = config.browsers.public_url()?;
     let hsts = config.tls.hsts();
-    let has_guide = config.browsers.guide().join(BrowserConfig::GUIDE_PAGE).is_file();
-    let document = api::document_at(public_url.as_deref(), has_guide).into();
     let state = web::Data::new(api::State {
         config,
         origins: origins.clone(),
         public_url,
-        document,
+        document: OnceLock::new(),
         access: parts.access,
         audit: services.audit,
         shares: parts.shares,

@@ -85,6 +85,8 @@ fn adapted(file: &str, folder: &Path, port: u16, server: &str) -> String {
             ["server", "backend:8080", ..] | ["server", "127.0.0.1:8080;"] => format!("server {server};"),
             // Needs name resolution.
             ["zone", ..] => String::new(),
+            // After a refused body nginx waits 5 s for the rest of it.
+            ["send_timeout", _] => format!("{line} lingering_timeout 100ms;"),
             _ => line.to_owned(),
         };
         adapted.push_str(&line);

@@ -23,11 +23,14 @@ use paperclip::{
 use utoipa_swagger_ui_vendored::SWAGGER_UI_VENDORED;
 use zip::ZipArchive;
 
-use super::super::{
-    State,
-    response::{describe, redirect},
+use super::{
+    super::{
+        State,
+        response::{describe, redirect},
+    },
+    document_at,
 };
-use crate::error::ApiError;
+use crate::{config::BrowserConfig, error::ApiError};
 
 /// The API's document.
 pub struct Document(Bytes);
@@ -59,7 +62,11 @@ impl OperationModifier for Document {
 /// `/docs` shows it in a browser and tries its calls out.
 #[api_v2_operation]
 pub async fn serve(state: web::Data<State>) -> Document {
-    Document(state.document.clone())
+    let make = || {
+        let has_guide = state.config.browsers.guide().join(BrowserConfig::GUIDE_PAGE).is_file();
+        document_at(state.public_url.as_deref(), has_guide).into()
+    };
+    Document(state.document.get_or_init(make).clone())
 }
 
 /// The configuration of Swagger UI: the document of this server, and no validation by its makers' server.
