@@ -13,7 +13,10 @@ use crate::{
     backup::{self, Manifest},
     config::{AccessCommand, Command, Config, TlsCommand},
     config_errors::config_error,
-    domain::{AuditAction, AuditEntry, AuditObject, AuditObjectKind, AuditOutcome, Micros, Task, now},
+    domain::{
+        AuditAction, AuditEntry, AuditObject, AuditObjectKind, AuditOutcome, Micros, Task, hidden_character,
+        now,
+    },
     store::{
         Database,
         retention::{self, RetentionOutcome},
@@ -186,9 +189,9 @@ fn database_address(url: &str) -> String {
 async fn add_admin(database: &Database, name: &str, days: u16, is_audited: bool) -> anyhow::Result<String> {
     let characters = name.chars().count();
     anyhow::ensure!(
-        (1..=MAX_NAME).contains(&characters) && !name.chars().any(char::is_control) && name.trim() == name,
+        (1..=MAX_NAME).contains(&characters) && hidden_character(name).is_none() && name.trim() == name,
         config_error(anyhow::anyhow!(
-            "NAME has {characters} characters, it must have 1 to {MAX_NAME}, no control characters, and no white space at its ends"
+            "NAME has {characters} characters, it must have 1 to {MAX_NAME}, no control or invisible characters, and no white space at its ends"
         ))
     );
     let secret = new_token();

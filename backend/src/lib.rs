@@ -21,6 +21,7 @@ mod model_loader;
 pub mod notify;
 mod optional;
 mod outbox;
+pub mod private_files;
 mod recognise;
 mod request_id;
 mod shares;

@@ -7,7 +7,7 @@ use facepipe_backend::{
     config_errors::{self, UnknownName},
     logging,
     notify::ServiceManager,
-    openapi_document,
+    openapi_document, private_files,
     traces::Traces,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -40,6 +40,7 @@ fn run(args: &Args) -> anyhow::Result<()> {
         print!("{}", config.to_toml()?);
         return Ok(());
     }
+    private_files::create_privately();
     logging::init(&config)?;
     if let Some(command @ Command::Health { .. }) = &args.command {
         // The health check runs every few seconds: one thread suffices.

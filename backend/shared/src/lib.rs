@@ -2,7 +2,9 @@
 
 mod hex;
 pub mod simd;
+mod spreadsheet;
 mod version;
 
 pub use hex::hex;
+pub use spreadsheet::spreadsheet_cell;
 pub use version::VERSION;

@@ -217,8 +217,15 @@ impl AccessControl {
         self.reading.lock().await
     }
 
-    /// Replaces the known state of the database.
-    pub fn replace(&self, revision: i64, principals: &[PrincipalRecord], tokens: &[TokenRecord]) {
+    /// Replaces the known state of the database. `has_principals` also counts principals of kinds that only a newer version
+    /// knows, which have no access here.
+    pub fn replace(
+        &self,
+        revision: i64,
+        has_principals: bool,
+        principals: &[PrincipalRecord],
+        tokens: &[TokenRecord],
+    ) {
         let of_id: HashMap<i64, &PrincipalRecord> =
             principals.iter().map(|record| (record.id, record)).collect();
         let token = |token: &TokenRecord| {
@@ -230,12 +237,12 @@ impl AccessControl {
         let enabled = principals.iter().filter(|record| !record.disabled);
         let stored = Stored {
             revision: Some(revision),
-            has_principals: !principals.is_empty(),
+            has_principals,
             principals: enabled.map(|record| (record.id, Arc::new(Principal::of_record(record)))).collect(),
             tokens: tokens.iter().filter_map(token).collect(),
         };
         *self.stored.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(stored);
-        if !principals.is_empty() {
+        if has_principals {
             self.require_tokens();
         }
     }
@@ -314,6 +321,7 @@ mod tests {
         let later = now() + 1_000_000_000;
         control.replace(
             3,
+            true,
             &[record(1, false), record(2, true)],
             &[
                 token_record(10, 1, &good, later),
@@ -339,8 +347,8 @@ mod tests {
     fn a_server_that_needed_tokens_never_becomes_open() {
         let control = AccessControl::new(None, false);
         assert!(control.is_for_this_machine_only());
-        control.replace(1, &[record(1, false)], &[]);
-        control.replace(2, &[], &[]);
+        control.replace(1, true, &[record(1, false)], &[]);
+        control.replace(2, false, &[], &[]);
         assert_eq!(control.authenticate(None, None), Err(TokenProblem::Missing));
     }
 
@@ -348,7 +356,7 @@ mod tests {
     fn the_last_use_of_a_token_has_the_minute_and_the_address() {
         let control = AccessControl::new(None, false);
         let token = new_token();
-        control.replace(1, &[record(1, false)], &[token_record(10, 1, &token, Micros::MAX)]);
+        control.replace(1, true, &[record(1, false)], &[token_record(10, 1, &token, Micros::MAX)]);
         for address in ["10.0.0.1", "::ffff:10.0.0.2"] {
             control.authenticate(Some(&token), Some(address.parse().unwrap())).unwrap();
         }

@@ -23,7 +23,7 @@ use super::{
     loopback,
     routes::{self, Requirement},
 };
-use crate::{access::Principal, error::ApiError, tls::CertifiedCamera};
+use crate::{access::Principal, domain::InvalidFaceId, error::ApiError, tls::CertifiedCamera};
 
 /// Rejects requests that their principal may not make, and puts the principal of others into their extensions, as
 /// `Arc<Principal>`.
@@ -34,7 +34,7 @@ pub async fn authorise(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    match admit(&request) {
+    match admit(&request).and_then(|principal| refuse_nul(&request).map(|()| principal)) {
         // Returns a response, not an error: the outer middleware logs responses.
         Err(error) => Ok(request.error_response(error).map_into_right_body()),
         Ok(principal) => {
@@ -42,6 +42,20 @@ pub async fn authorise(
             Ok(next.call(request).await?.map_into_left_body())
         }
     }
+}
+
+/// Refuses NUL in the path and the query, which no id and no name has: some databases fail on it, others end texts there.
+fn refuse_nul(request: &ServiceRequest) -> Result<(), ApiError> {
+    // `%2500` is not NUL, and does not contain `%00`.
+    let has_nul = |text: &str| text.contains("%00");
+    if !request.match_info().is_empty() && has_nul(request.uri().path()) {
+        let reason = "it is a control character";
+        return Err(InvalidFaceId::Character { character: '\0', reason }.into());
+    }
+    if has_nul(request.query_string()) {
+        return Err(ApiError::InvalidQuery("it has the character U+0000 (%00)".into()));
+    }
+    Ok(())
 }
 
 fn admit(request: &ServiceRequest) -> Result<Arc<Principal>, ApiError> {

@@ -153,6 +153,9 @@ async fn read_text(name: &str, part: &mut Field, budget: &mut ByteBudget) -> Res
             return Err(invalid(name, format!("is longer than {MAX_TEXT_BYTES} bytes")));
         }
     }
+    if text.contains(&0) {
+        return Err(invalid(name, "has the character U+0000".into()));
+    }
     String::from_utf8(text).map(TextPart).map_err(|_| invalid(name, "is not UTF-8".into()))
 }
 

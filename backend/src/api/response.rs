@@ -9,6 +9,7 @@ use actix_web::{
     },
 };
 use bytes::Bytes;
+use facepipe_shared::spreadsheet_cell;
 use image::ImageFormat;
 use paperclip::{
     actix::OperationModifier,
@@ -162,7 +163,8 @@ pub struct Csv {
     pub headers: Vec<(HeaderName, String)>,
 }
 
-/// Writes a table as CSV: the names of the columns, then a line for each row, which serialises as their values.
+/// Writes a table as CSV: the names of the columns, then a line for each row, which serialises as their values. Texts that
+/// a spreadsheet would calculate begin with an apostrophe.
 ///
 /// # Errors
 /// A row cannot be written.
@@ -171,8 +173,14 @@ pub fn csv_of(fields: &[&str], rows: impl IntoIterator<Item = impl Serialize>) -
     let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
     // Writes the names of the columns by hand, so that an empty table has them, too.
     writer.write_record(fields).map_err(internal)?;
+    let mut line = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
     for row in rows {
-        writer.serialize(row).map_err(internal)?;
+        line.serialize(row).map_err(internal)?;
+    }
+    let lines = line.into_inner().map_err(|error| ApiError::Internal(error.into_error().into()))?;
+    for row in csv::ReaderBuilder::new().has_headers(false).from_reader(&lines[..]).records() {
+        let row = row.map_err(internal)?;
+        writer.write_record(row.iter().map(|cell| spreadsheet_cell(cell).into_owned())).map_err(internal)?;
     }
     writer.into_inner().map_err(|error| ApiError::Internal(error.into_error().into()))
 }

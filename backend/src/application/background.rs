@@ -13,6 +13,7 @@ use crate::{
     cohort::{CohortEmbedder, run_filling},
     config::Config,
     outbox::{self, OutboxOptions},
+    private_files,
     store::{
         access_follower::follow_access, retention::run_retention, sweep::run_sweeps,
         track_expiry::run_track_expiry,
@@ -49,6 +50,7 @@ impl Background {
         tls: Option<Arc<ServerTls>>,
     ) -> anyhow::Result<Self> {
         let Services { database, blobs, pipeline, loader, trainer, metrics, stop, .. } = services;
+        private_files::mend_in_background(config.private_paths()?, stop.clone());
         let mut others = JoinSet::new();
         let poll = config.deployment.poll_interval();
         others.spawn({

@@ -23,16 +23,16 @@ settings! {
     }
 }
 
-/// Returns `scheme://user:password@host` without the password.
-pub(super) fn without_password(url: &str) -> String {
+/// Returns `scheme://user:password@host/path?query` without user and password, also where the query has them.
+pub(super) fn without_login(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
-    match rest.rsplit_once('@') {
-        Some((login, host)) => {
-            let user = login.split(':').next().unwrap_or_default();
-            format!("{scheme}://{user}:***@{host}")
-        }
-        None => url.to_owned(),
-    }
+    // A password may have an unescaped `@`.
+    let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
+    let Some((place, query)) = rest.split_once('?') else { return format!("{scheme}://{rest}") };
+    let is_login = |parameter: &&str| ["user=", "password="].iter().any(|name| parameter.starts_with(name));
+    let query: Vec<&str> = query.split('&').filter(|parameter| !is_login(parameter)).collect();
+    let mark = if query.is_empty() { "" } else { "?" };
+    format!("{scheme}://{place}{mark}{}", query.join("&"))
 }
 
 #[cfg(test)]
@@ -40,8 +40,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passwords_of_databases_are_not_shown() {
-        assert_eq!(without_password("postgres://u:p@ss@h/db"), "postgres://u:***@h/db");
-        assert_eq!(without_password("sqlite:///x.db"), "sqlite:///x.db");
+    fn logins_of_databases_are_not_shown() {
+        assert_eq!(
+            without_login("postgres://u:p@ss@h/db?password=p&sslmode=require"),
+            "postgres://h/db?sslmode=require"
+        );
+        assert_eq!(without_login("mysql://token@h/db"), "mysql://h/db");
+        assert_eq!(without_login("sqlite:///x.db"), "sqlite:///x.db");
     }
 }

@@ -38,7 +38,7 @@ pub use storage::StorageConfig;
 pub use tls::TlsConfig;
 pub use unknowns::UnknownsConfig;
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use figment::{
@@ -205,13 +205,30 @@ impl Config {
         }
     }
 
-    /// Returns the configuration as a configuration file, without the passwords of URLs.
+    /// Returns the files and folders of pictures, embeddings and models that only this process's user may read.
+    ///
+    /// # Errors
+    /// A URL is none.
+    pub(crate) fn private_paths(&self) -> anyhow::Result<Vec<PathBuf>> {
+        let mut paths: Vec<PathBuf> = self.storage.blobs_folder()?.into_iter().collect();
+        if let Some(file) = self.database_options().sqlite_file()? {
+            // SQLite gives its other files the mode of the first.
+            paths.extend(["", "-wal", "-shm", "-journal"].map(|suffix| {
+                let mut path = file.clone().into_os_string();
+                path.push(suffix);
+                path.into()
+            }));
+        }
+        Ok(paths)
+    }
+
+    /// Returns the configuration as a configuration file, without users and passwords in URLs.
     ///
     /// # Errors
     /// A path is not Unicode, or `results_url` is no URL.
     pub fn to_toml(&self) -> anyhow::Result<String> {
         let mut shown = self.clone();
-        shown.database.database_url = Some(database::without_password(&self.database_url()));
+        shown.database.database_url = Some(database::without_login(&self.database_url()));
         shown.results.results_url = self.results.shown_url()?;
         Ok(toml::to_string(&shown)?)
     }
@@ -296,6 +313,6 @@ mod tests {
     fn passwords_are_not_shown() {
         let mut config = Config::default();
         config.results.results_url = Some("https://u:secret@h/r@s".into());
-        assert!(config.to_toml().unwrap().contains("\"https://u:***@h/r@s\""));
+        assert!(config.to_toml().unwrap().contains("\"https://h/r@s\""));
     }
 }

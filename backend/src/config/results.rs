@@ -38,13 +38,15 @@ impl ResultsConfig {
         Duration::from_secs(self.results_timeout_s)
     }
 
-    /// Returns the URL without its password.
+    /// Returns the URL without user and password.
     pub(super) fn shown_url(&self) -> anyhow::Result<Option<String>> {
-        let Some(mut url) = self.results_url()?.filter(|url| url.password().is_some()) else {
+        let has_login = |url: &Url| !url.username().is_empty() || url.password().is_some();
+        let Some(mut url) = self.results_url()?.filter(has_login) else {
             return Ok(self.results_url.clone());
         };
-        // Fails for URLs without a host only, which have no password either.
-        let _ = url.set_password(Some("***"));
+        // Fail for URLs without a host only, which have neither.
+        let _ = url.set_password(None);
+        let _ = url.set_username("");
         Ok(Some(url.into()))
     }
 }

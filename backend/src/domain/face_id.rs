@@ -140,6 +140,24 @@ fn is_joiner(character: char) -> bool {
     matches!(character, '\u{200c}' | '\u{200d}')
 }
 
+/// Returns the first character of a text that shows nothing and can mislead its readers, such as one that reverses the
+/// direction of writing, and why it can. Joiners, which orthographies need, are none.
+pub fn hidden_character(text: &str) -> Option<(char, &'static str)> {
+    text.chars().find_map(|character| Some((character, hiding_reason(character)?)))
+}
+
+fn hiding_reason(character: char) -> Option<&'static str> {
+    use GeneralCategory as Category;
+    match character.general_category() {
+        Category::Control => Some("it is a control character"),
+        Category::LineSeparator | Category::ParagraphSeparator => Some("it ends a line"),
+        Category::Format if !is_joiner(character) => {
+            Some("it cannot be seen and changes how text around it is shown or compared")
+        }
+        _ => None,
+    }
+}
+
 /// Returns why a character is not allowed anywhere.
 fn rejection_reason(character: char) -> Option<&'static str> {
     use GeneralCategory as Category;
@@ -150,16 +168,12 @@ fn rejection_reason(character: char) -> Option<&'static str> {
         '\u{fffd}' => return Some("it stands where something could not be read"),
         _ => (),
     }
-    match character.general_category() {
-        Category::Control => Some("it is a control character"),
-        Category::LineSeparator | Category::ParagraphSeparator => Some("it ends a line"),
-        Category::Format if is_joiner(character) => None,
-        Category::Format => Some("it cannot be seen and changes how text around it is shown or compared"),
+    hiding_reason(character).or_else(|| match character.general_category() {
         Category::Surrogate | Category::PrivateUse => Some("its meaning is private"),
         // The tables of the standard library may know a later Unicode.
         Category::Unassigned if !character.is_alphanumeric() => Some("Unicode gives it no meaning"),
         _ => None,
-    }
+    })
 }
 
 impl TryFrom<String> for FaceId {

@@ -34,7 +34,7 @@ pub use face::{
     EmbeddingSum, EnrolledFace, FaceDecision, FaceQuality, IdentifiedFace, MIN_UNKNOWN_SIZE,
     QualityComponent, cosine, people_of,
 };
-pub use face_id::{FaceId, InvalidFaceId, SameName};
+pub use face_id::{FaceId, InvalidFaceId, SameName, hidden_character};
 pub use job::{Job, JobFailure, JobKind, JobOutcome, JobStatus};
 pub use person::{EnrolledPerson, Person, PersonRef};
 pub use person_id::PersonId;

@@ -29,10 +29,7 @@ pub async fn refresh(database: &Database, access: &AccessControl) -> Result<(), 
         return Ok(());
     }
     let stored = database.stored_access().await?;
-    access.replace(stored.revision, &stored.principals, &stored.tokens);
-    if stored.has_principals {
-        access.require_tokens();
-    }
+    access.replace(stored.revision, stored.has_principals, &stored.principals, &stored.tokens);
     access.note_read();
     // Afterwards: a reader of this line may rely on the change at once.
     let (principals, tokens) = (stored.principals.len(), stored.tokens.len());

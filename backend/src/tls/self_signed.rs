@@ -3,7 +3,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -72,6 +72,8 @@ pub fn self_signed(hosts: &[String], folder: &Path) -> anyhow::Result<SelfSigned
 fn write_new(file: &Path, mode: u32, text: &str) -> anyhow::Result<()> {
     let write = || -> io::Result<()> {
         let mut created = OpenOptions::new().write(true).create_new(true).mode(mode).open(file)?;
+        // Whatever the umask: clients need the certificate.
+        created.set_permissions(fs::Permissions::from_mode(mode))?;
         created.write_all(text.as_bytes())?;
         created.sync_all()
     };
@@ -80,8 +82,6 @@ fn write_new(file: &Path, mode: u32, text: &str) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]

@@ -80,7 +80,7 @@ fn flags_override_the_environment_the_file_and_defaults() {
     assert_eq!(setting(&output, "listen"), "127.0.0.1:8080".into());
     assert_eq!(setting(&output, "keep_unknown_embeddings"), false.into());
     assert_eq!(setting(&output, "verify_threshold"), (-0.5).into());
-    assert_eq!(setting(&output, "results_url"), "https://user:***@api.example/faces".into());
+    assert_eq!(setting(&output, "results_url"), "https://api.example/faces".into());
 
     // The output is a valid configuration file.
     let printed = folder.path().join("printed.toml");

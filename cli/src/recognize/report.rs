@@ -1,11 +1,13 @@
 //! The report of a recognition: every face, and who was seen from when to when.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap, HashSet},
     path::PathBuf,
 };
 
 use anyhow::Result;
+use facepipe_shared::spreadsheet_cell;
 use gstfacepipe::results::RecognitionResult;
 use serde::Serialize;
 
@@ -263,7 +265,7 @@ fn csv(faces: &[FaceRecord]) -> Result<Vec<u8>> {
         bottom: u32,
         score: f64,
         decision: Decision,
-        name: Option<&'a str>,
+        name: Option<Cow<'a, str>>,
         confidence: Option<f64>,
     }
     let mut writer = csv::WriterBuilder::new().has_headers(false).from_writer(Vec::new());
@@ -293,7 +295,7 @@ fn csv(faces: &[FaceRecord]) -> Result<Vec<u8>> {
             bottom,
             score: face.score,
             decision: face.decision,
-            name: face.name.as_deref(),
+            name: face.name.as_deref().map(spreadsheet_cell),
             confidence: face.confidence,
         })?;
     }
@@ -428,7 +430,8 @@ mod tests {
         assert_eq!(text(Faces::default()), headings);
         faces.add(face(2.5, 1, Decision::Known, Some("Ada, Countess")));
         faces.add(face(1.25, 2, Decision::NoFace, None));
-        let rows = "1.25,,2,1,2,3,4,0.75,no_face,,\n2.5,,1,1,2,3,4,0.75,known,\"Ada, Countess\",0.5\n";
+        faces.add(face(3.5, 1, Decision::Known, Some("-1+1")));
+        let rows = "1.25,,2,1,2,3,4,0.75,no_face,,\n2.5,,1,1,2,3,4,0.75,known,\"Ada, Countess\",0.5\n3.5,,1,1,2,3,4,0.75,known,'-1+1,0.5\n";
         assert_eq!(text(faces), format!("{headings}{rows}"));
         assert!("out.txt".parse::<ReportFile>().is_err());
         let missing: ReportFile = "/nonexistent/out.csv".parse().expect("a file");

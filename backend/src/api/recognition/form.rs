@@ -11,7 +11,7 @@ use super::super::{
 };
 use crate::{
     config::{MAX_TOP_K, RecognitionConfig},
-    domain::{Micros, TrackRef},
+    domain::{Micros, TrackRef, hidden_character},
     error::ApiError,
     recognise::UploadedImage,
 };
@@ -207,7 +207,7 @@ pub fn required(field: &'static str, part: Option<&TextPart>, least: usize) -> R
     Ok(text.clone())
 }
 
-/// Checks the length of a text, in characters, and that it has no control characters.
+/// Checks the length of a text, in characters, and that it has no control characters and none that cannot be seen.
 ///
 /// # Errors
 /// A clause that says what it must be.
@@ -216,8 +216,9 @@ pub fn characters(text: &str, least: usize, most: usize) -> Result<(), String> {
     if !(least..=most).contains(&count) {
         return Err(format!("has {count} characters, it must have {least} to {most}"));
     }
-    match text.chars().find(|c| c.is_control()) {
-        Some(control) => Err(format!("has the control character {control:?}")),
+    match hidden_character(text) {
+        Some((control, _)) if control.is_control() => Err(format!("has the control character {control:?}")),
+        Some((hidden, reason)) => Err(format!("has the character U+{:04X}: {reason}", u32::from(hidden))),
         None => Ok(()),
     }
 }

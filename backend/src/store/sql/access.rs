@@ -254,9 +254,11 @@ impl Database {
             lock(connection)?;
             let old = find_principal(connection, id)?;
             let change = change.clone();
+            // As it is stored: this version may not know all of them.
+            let stored: String = principals::table.find(id).select(principals::scopes).first(connection)?;
+            let scopes = change.scopes.map_or(stored, |scopes| scopes.to_string());
             let new = PrincipalRecord {
                 name: change.name.unwrap_or(old.name),
-                scopes: change.scopes.unwrap_or(old.scopes),
                 camera_id: change.camera_id.unwrap_or(old.camera_id),
                 may_see_names: change.may_see_names.unwrap_or(old.may_see_names),
                 disabled: change.disabled.unwrap_or(old.disabled),
@@ -266,7 +268,7 @@ impl Database {
             diesel::update(principals::table.find(id))
                 .set((
                     principals::name.eq(&new.name),
-                    principals::scopes.eq(new.scopes.to_string()),
+                    principals::scopes.eq(scopes),
                     principals::camera_id.eq(&new.camera_id),
                     principals::may_see_names.eq(new.may_see_names),
                     principals::disabled.eq(new.disabled),
@@ -335,6 +337,12 @@ impl Database {
                 expires_at: expires_at.unwrap_or(now.saturating_add(lifetime)),
             };
             let new = insert_token(connection, old.principal_id, &new)?;
+            // As they are stored: this version may not know all of them.
+            let scopes: Option<String> =
+                access_tokens::table.find(id).select(access_tokens::scopes).first(connection)?;
+            diesel::update(access_tokens::table.find(new.id))
+                .set(access_tokens::scopes.eq(scopes))
+                .execute(connection)?;
             let old = TokenRecord { expires_at: old.expires_at.min(now.saturating_add(overlap)), ..old };
             diesel::update(access_tokens::table.find(id))
                 .set(access_tokens::expires_at.eq(old.expires_at))

@@ -88,7 +88,7 @@ impl Database {
 
 /// Acquires the lock exclusively. The next statement sees everything committed before: on Postgres each statement has its own
 /// snapshot, on MySQL the snapshot is taken by the first statement without a lock.
-fn wait_for_writers(connection: &mut AnyConnection) -> Result<(), StoreError> {
+pub(super) fn wait_for_writers(connection: &mut AnyConnection) -> Result<(), StoreError> {
     match connection {
         AnyConnection::Sqlite(_) => (),
         #[cfg(feature = "database-servers")]

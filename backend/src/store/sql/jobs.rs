@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{
     AnyConnection, Database,
+    insert_lock::wait_for_writers,
     leases::{Lease, renew},
     schema::jobs,
     signals::{Topic, notify_other_processes},
@@ -78,14 +79,26 @@ impl TryFrom<Row> for Job {
 }
 
 impl Database {
-    /// Adds a job to the queue. Returns it.
+    /// Adds a job to the queue. Returns it, or the job of this kind that waits there already: it will see everything that
+    /// was committed before this call.
     ///
     /// # Errors
     /// The database fails.
     pub async fn add_job(&self, kind: JobKind) -> Result<Job, StoreError> {
         let job = self
             .write(move |connection| {
-                let id = insert(connection, kind)?;
+                // Orders concurrent calls, also those of other processes.
+                wait_for_writers(connection)?;
+                let waiting = jobs::table
+                    .filter(jobs::kind.eq(kind.as_str()).and(jobs::status.eq(JobStatus::Queued.as_str())))
+                    .order((jobs::created_at, jobs::id))
+                    .select(jobs::id)
+                    .first::<String>(connection)
+                    .optional()?;
+                let id = match waiting {
+                    Some(id) => id,
+                    None => insert(connection, kind)?,
+                };
                 find(connection, &id)?.ok_or(StoreError::Interrupted)
             })
             .await?;
