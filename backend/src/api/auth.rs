@@ -48,7 +48,7 @@ pub async fn authorise(
 fn refuse_nul(request: &ServiceRequest) -> Result<(), ApiError> {
     // `%2500` is not NUL, and does not contain `%00`.
     let has_nul = |text: &str| text.contains("%00");
-    if !request.match_info().is_empty() && has_nul(request.uri().path()) {
+    if has_nul(request.uri().path()) {
         let reason = "it is a control character";
         return Err(InvalidFaceId::Character { character: '\0', reason }.into());
     }

@@ -126,7 +126,8 @@ pub type Started = OneOf<JsonResponse<JobBody>, JsonResponse<JobBody, 202>>;
 
 /// Trains on the stored embeddings
 ///
-/// Responds 202 with a queued job, or with `wait=true` 200 with the job and its result. The new model becomes active
+/// Responds 202 with a queued job, or with `wait=true` 200 with the job and its result. A request while such a job waits
+/// in the queue gets that job. The new model becomes active
 /// once it is trained; until then the previous one stays active.
 #[api_v2_operation]
 pub async fn optimized_train(
@@ -138,7 +139,8 @@ pub async fn optimized_train(
 
 /// Trains from the images and stores no embeddings
 ///
-/// Responds 202 with a queued job, or with `wait=true` 200 with the job and its result. The new model becomes active
+/// Responds 202 with a queued job, or with `wait=true` 200 with the job and its result. A request while such a job waits
+/// in the queue gets that job. The new model becomes active
 /// once it is trained; until then the previous one stays active.
 #[api_v2_operation]
 pub async fn train(state: web::Data<State>, query: web::Query<TrainQuery>) -> Result<Started, ApiError> {

@@ -354,6 +354,13 @@ async fn rows_of_a_newer_version_never_grant_more() {
         assert!(begun.elapsed() < Duration::from_secs(30), "the token keeps its scopes");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    // Changes of other values keep them.
+    server.patch(&path, &json!({ "name": "Grace" })).await.expect(StatusCode::OK);
+    let rotate = format!("/access/tokens/{}/rotate", issued["token_id"]);
+    server.post_json(&rotate, &json!({ "overlap_s": 600 })).await.expect(StatusCode::CREATED);
+    let stored = |table: &str| server.lines(&format!("SELECT COALESCE(scopes, '') AS line FROM {table}"));
+    assert!(stored("principals").contains(&"read,teleport".to_owned()));
+    assert_eq!(stored("access_tokens").iter().filter(|scopes| *scopes == "teleport").count(), 2);
     elsewhere(&server, &format!("UPDATE principals SET kind = 'robot' WHERE id = {id}"));
     until_refused(&server, &token, Some("unknown")).await;
     let listed = server.get("/access/principals").await.expect(StatusCode::OK);
@@ -397,6 +404,10 @@ async fn wrong_values_of_principals_and_tokens_are_named() {
         (json!({ "kind": "camera", "name": long }), "name"),
         (json!({ "kind": "camera", "name": " x" }), "name"),
         (json!({ "kind": "camera", "name": "a\nb" }), "name"),
+        (json!({ "kind": "camera", "name": "a\u{0}b" }), "name"),
+        (json!({ "kind": "camera", "name": "\u{202e}1-etag" }), "name"),
+        (json!({ "kind": "camera", "name": "x", "camera_id": "gate\u{2066}" }), "camera_id"),
+        (json!({ "kind": "camera", "name": "x", "token": { "name": "a\u{200b}" } }), "name"),
         (json!({ "kind": "camera", "name": "x", "scopes": [] }), "scopes"),
         (json!({ "kind": "camera", "name": "x", "scopes": ["write"] }), "scopes"),
         (json!({ "kind": "camera", "name": "x", "camera_id": "" }), "camera_id"),

@@ -581,3 +581,18 @@ async fn invalid_queries_name_the_parameter() {
     server.get(&other).await.expect_error(400, "invalid_cursor");
     server.get("/database/detections?person=..%2Fx").await.expect_error(400, "invalid_face_id");
 }
+
+#[tokio::test]
+async fn a_spreadsheet_calculates_no_cell_of_the_csv() {
+    let server = start!();
+    let form = upload("=1+1", "@SUM(A1)").part("image", photograph("Tony_Blair", 1));
+    server.send("/face-recognition/store-results", form).await.expect(StatusCode::CREATED);
+    for path in ["/database/detections", "/database/sightings"] {
+        let url = format!("{}{path}", server.url);
+        let table =
+            server.client.get(url).header("accept", "text/csv").send().await.unwrap().text().await.unwrap();
+        assert!(table.contains(",'=1+1,'@SUM(A1),"), "{table}");
+        let json = server.get(path).await.expect(StatusCode::OK);
+        assert!(json.to_string().contains("\"=1+1\""), "{json}");
+    }
+}

@@ -319,3 +319,27 @@ async fn jobs_are_listed_newest_first() {
     let message = server.get("/jobs?status=over").await.expect_error(400, "invalid_query");
     assert!(message.contains("\"over\"") && message.contains("queued, running, done"), "{message}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_training_that_waits_already_is_not_queued_again() {
+    let server = start!();
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    server.enrol("Hugo_Chavez", &[1, 2]).await;
+    server.train().await;
+    // Nobody takes jobs.
+    server.execute("UPDATE leases SET holder = 'test', expires_at = 9000000000000000 WHERE name = 'trainer'");
+    let ask = || async { server.post("/model/optimized-train").await.expect(StatusCode::ACCEPTED) };
+    let (one, two, three, four) = tokio::join!(ask(), ask(), ask(), ask());
+    for other in [&two, &three, &four] {
+        assert_eq!(id_of(other), id_of(&one));
+    }
+    let from_images = server.post("/model/train").await.expect(StatusCode::ACCEPTED);
+    assert_ne!(id_of(&from_images), id_of(&one));
+    let listed = server.get("/jobs?status=queued").await.expect(StatusCode::OK);
+    assert_eq!(listed["jobs"].as_array().unwrap().len(), 2, "{listed}");
+    // One that ended is no reason not to train again.
+    server.execute("UPDATE leases SET expires_at = 0 WHERE name = 'trainer'");
+    let job = job_when(&server, id_of(&one), has_ended).await;
+    assert_eq!(job["status"], "done");
+    assert_ne!(id_of(&ask().await), id_of(&one));
+}

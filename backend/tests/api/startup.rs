@@ -4,14 +4,23 @@ use std::{
     fs,
     os::{
         linux::net::SocketAddrExt as _,
-        unix::net::{SocketAddr, UnixDatagram},
+        unix::{
+            fs::PermissionsExt as _,
+            net::{SocketAddr, UnixDatagram},
+        },
     },
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use crate::command_line::{Running, program};
+use reqwest::StatusCode;
+
+use crate::{
+    command_line::{Running, program},
+    helpers::client,
+    replicas::{enrol, models, post},
+};
 
 /// The program with its own data folder, no metrics and a free port.
 fn in_folder(folder: &Path) -> Command {
@@ -234,4 +243,59 @@ fn systemd_is_notified_of_ready_watchdog_and_stopping() {
         .unwrap();
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && told.contains("NOTIFY_SOCKET is \"nonsense\""), "{told}");
+}
+
+#[tokio::test]
+async fn files_are_private_whatever_the_umask_and_those_of_earlier_starts_become_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = models!();
+    let start = || {
+        let mut command = Command::new("sh");
+        command.args(["-c", "umask 0; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_facepipe-backend")]);
+        command.args(["--listen", "127.0.0.1:0", "--metrics-listen", "off", "--embedder", "mobilefacenet"]);
+        command.args(["--log-format", "json"]);
+        command.arg("--address-file").arg(folder.path().join("address")).arg("--models-dir").arg(&models);
+        command.arg("--data-dir").arg(folder.path().join("data"));
+        let running = Running::spawn(command);
+        let url = running.url();
+        (running, url)
+    };
+    let open = || {
+        let all = everything_below(&folder.path().join("data"));
+        assert!(all.len() > 5, "{all:?}");
+        let mode = |path: &PathBuf| fs::symlink_metadata(path).unwrap().permissions().mode();
+        all.into_iter().filter(|path| mode(path) & 0o077 != 0).collect::<Vec<_>>()
+    };
+    let (running, url) = start();
+    let client = client();
+    for person in ["Tony_Blair", "Hugo_Chavez"] {
+        enrol(&client, &url, person, &[1, 2]).await;
+    }
+    post(&client, &format!("{url}/model/optimized-train?wait=true")).await.expect(StatusCode::OK);
+    assert_eq!(open(), Vec::<PathBuf>::new());
+    drop(running);
+
+    let data = folder.path().join("data");
+    for path in everything_below(&data.join("blobs")).into_iter().chain([data.join("facepipe.db")]) {
+        let mode = if path.is_dir() { 0o755 } else { 0o644 };
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+    assert!(!open().is_empty());
+    fs::remove_file(folder.path().join("address")).unwrap();
+    let (_running, _) = start();
+    let begun = Instant::now();
+    while !open().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", open());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A folder, and all files and folders in it.
+fn everything_below(folder: &Path) -> Vec<PathBuf> {
+    let mut all = vec![folder.to_owned()];
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { all.extend(everything_below(&path)) } else { all.push(path) }
+    }
+    all
 }

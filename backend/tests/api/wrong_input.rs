@@ -372,3 +372,57 @@ async fn a_stalled_client_gets_408_and_is_disconnected() {
     }
     assert!(begun.elapsed() >= Duration::from_millis(900), "{:?}", begun.elapsed());
 }
+
+#[tokio::test]
+async fn nul_is_refused_wherever_text_is_taken() {
+    let server = start!();
+    for path in [
+        "/dataset/a%00b",
+        "/jobs/%00",
+        "/model/%00",
+        "/people/%00",
+        "/unknowns/%00",
+        "/database/detections/%00",
+        "/database/%00/track",
+        "/access/principals/%00",
+    ] {
+        server.get(path).await.expect_error(400, "invalid_face_id");
+    }
+    for query in [
+        "/database/detections?camera=%00",
+        "/database/detections?person=a%00",
+        "/database/sightings?location=%00b",
+        "/jobs?cursor=%00",
+        "/audit?principal=%00",
+    ] {
+        let message = server.get(query).await.expect_error(400, "invalid_query");
+        assert!(message.contains("U+0000"), "{message}");
+    }
+    for field in ["camera_id", "location", "key"] {
+        let form = ["camera_id", "location", "key"]
+            .iter()
+            .fold(Form::new(), |form, name| form.text(*name, if *name == field { "a\0b" } else { "x" }));
+        let form = form.part("image", photograph("Tony_Blair", 1));
+        let answer = server.send("/face-recognition/store-results", form).await;
+        assert_eq!(answer.body["error"]["details"]["field"], field, "{}", answer.body);
+        answer.expect_error(400, "invalid_field");
+    }
+    server.patch("/dataset/x", &json!({ "face_id": "a\0" })).await.expect_error(400, "invalid_face_id");
+    // What is not NUL.
+    server.get("/database/detections?camera=%2500").await.expect(StatusCode::OK);
+}
+
+#[tokio::test]
+async fn texts_that_reverse_the_direction_of_writing_are_refused() {
+    let server = start!();
+    for (field, camera, location) in
+        [("camera_id", "gate\u{202e}", "Lobby"), ("location", "gate", "a\u{2068}b")]
+    {
+        let form = Form::new().text("camera_id", camera).text("location", location);
+        let form = form.part("image", photograph("Tony_Blair", 1));
+        let answer = server.send("/face-recognition/store-results", form).await;
+        assert_eq!(answer.body["error"]["details"]["field"], field);
+        let message = answer.expect_error(400, "invalid_field");
+        assert!(message.contains("U+20"), "{message}");
+    }
+}
