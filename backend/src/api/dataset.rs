@@ -13,6 +13,7 @@ use super::{
     face_choice::FaceChoice,
     face_id,
     form::{Form, FormField, FormFields, ImagePart, TextPart},
+    page,
     quality::{ImageFace, Quality},
     recognition::{BoundingBox, ImageNote},
     response::{ImageContent, JsonResponse, NoContent},
@@ -33,13 +34,34 @@ use crate::{
 /// The enrolled people.
 #[derive(Serialize, Apiv2Schema)]
 pub struct Dataset {
-    /// By their Face IDs.
+    /// All of them by their Face IDs, or with `limit` a page in the order of their enrolment.
     people: Vec<Entry>,
     /// Images of different people that are nearly the same picture, as the enrolments and the last training found them,
     /// the most similar first, at most 100 pairs. A training leaves both of a pair out: erase the one that does not show
     /// its person.
     conflicts: Vec<Conflict>,
-    meta: ListMeta,
+    meta: DatasetMeta,
+}
+
+/// Metadata of the people, or of a page of them.
+#[derive(Serialize, Apiv2Schema)]
+pub struct DatasetMeta {
+    /// Enrolled people, on all pages.
+    #[openapi(minimum = 0, example = "1")]
+    total: i64,
+    /// The `cursor` of the next page. Null on the last one, and without `limit`.
+    #[openapi(example = "0000000000000000000000000000002ac3d9f0a1b2c4d5e6")]
+    next_cursor: Option<String>,
+}
+
+/// Query of the people.
+#[derive(Deserialize, Apiv2Schema)]
+#[serde(deny_unknown_fields)]
+pub struct PeopleQuery {
+    /// Entries of a page. Without it, the response has everybody.
+    limit: Option<String>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
 }
 
 /// A person of the dataset.
@@ -230,15 +252,39 @@ impl FormFields for EnrolmentForm {
 }
 
 /// Every Face ID with its number of images
+///
+/// With `limit` in pages, in the order of enrolment; `conflicts` are on the first one.
 #[api_v2_operation]
-pub async fn list(state: web::Data<State>) -> Result<web::Json<Dataset>, ApiError> {
-    everybody(&state).await
+pub async fn list(
+    state: web::Data<State>,
+    query: web::Query<PeopleQuery>,
+) -> Result<web::Json<Dataset>, ApiError> {
+    everybody(&state, query.into_inner()).await
 }
 
-/// Returns the enrolled people.
-pub async fn everybody(state: &State) -> Result<web::Json<Dataset>, ApiError> {
-    let rows = state.database.people(state.recogniser.embedder()).await?;
-    let (pairs, _) = state.database.similar_pairs(CONFLICTS_LISTED).await?;
+/// Returns the enrolled people, or a page of them.
+pub async fn everybody(state: &State, query: PeopleQuery) -> Result<web::Json<Dataset>, ApiError> {
+    const SCOPE: &str = "people";
+    let PeopleQuery { limit, cursor } = query;
+    let position = |text: String| page::position_of(&text, SCOPE).ok_or(ApiError::InvalidCursor);
+    let after = cursor.map(position).transpose()?.map(|position| page::halves(position).1);
+    let is_first = after.is_none();
+    let embedder = state.recogniser.embedder();
+    let (rows, total, next_cursor) = if limit.is_none() && is_first {
+        let rows = state.database.people(embedder).await?;
+        let total = i64::try_from(rows.len()).unwrap_or(i64::MAX);
+        (rows, total, None)
+    } else {
+        let limit = limit.map_or(Ok(page::LIST_LIMIT), page::limit_of)?;
+        // One row more shows whether there is a next page.
+        let (rows, total) =
+            state.database.people_after(embedder, after.unwrap_or(0), i64::from(limit) + 1).await?;
+        let (rows, more) = page::cut(rows, limit);
+        let last = rows.last().filter(|_| more);
+        let next = last.map(|(row, _)| page::cursor_of(page::joined(0, *row), SCOPE));
+        (rows.into_iter().map(|(_, row)| row).collect(), total, next)
+    };
+    let pairs = if is_first { state.database.similar_pairs(CONFLICTS_LISTED).await?.0 } else { Vec::new() };
     let people: Vec<Entry> = rows
         .into_iter()
         .map(|row| Entry {
@@ -258,8 +304,7 @@ pub async fn everybody(state: &State) -> Result<web::Json<Dataset>, ApiError> {
         .into_iter()
         .map(|pair| Conflict { images: pair.images.map(image).into(), similarity: pair.similarity })
         .collect();
-    let meta = ListMeta { total: people.len() };
-    Ok(web::Json(Dataset { people, conflicts, meta }))
+    Ok(web::Json(Dataset { people, conflicts, meta: DatasetMeta { total, next_cursor } }))
 }
 
 /// Maximum number of conflicts in the list of people.

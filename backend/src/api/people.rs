@@ -7,7 +7,9 @@ use paperclip::actix::api_v2_operation;
 use super::{
     State,
     database::{self, LastKnownLocation},
-    dataset::{self, Added, AddedImage, Dataset, EnrolmentForm, PersonImages, PersonName, Renaming},
+    dataset::{
+        self, Added, AddedImage, Dataset, EnrolmentForm, PeopleQuery, PersonImages, PersonName, Renaming,
+    },
     detections::{self, Track, TrackQuery},
     form::Form,
     model::{self, Started, TrainQuery},
@@ -25,9 +27,14 @@ fn who(path: &str) -> Result<PersonRef, ApiError> {
 }
 
 /// Everybody, by Face ID
+///
+/// With `limit` in pages, in the order of enrolment; `conflicts` are on the first one.
 #[api_v2_operation]
-pub async fn list(state: web::Data<State>) -> Result<web::Json<Dataset>, ApiError> {
-    dataset::everybody(&state).await
+pub async fn list(
+    state: web::Data<State>,
+    query: web::Query<PeopleQuery>,
+) -> Result<web::Json<Dataset>, ApiError> {
+    dataset::everybody(&state, query.into_inner()).await
 }
 
 /// Adds a person without images, without a name in the address

@@ -128,7 +128,7 @@ routes! {
         }
 
         "/dataset" Manage {
-            get Read Look dataset::list => call(DATASET, &[ROWS]);
+            get Read Look dataset::list => call(DATASET, &[LIMIT, ROWS]);
         }
         // An empty id is an invalid id, not an unknown path.
         "/dataset/{id:[^/]*}" Manage {
@@ -162,7 +162,7 @@ routes! {
             delete Enrol Erase dataset::erase_image => call(DATASET, &[FACE_ID, PERSON_IMAGE, CHANGE, ROWS]);
         }
         "/people" Manage {
-            get Read Look people::list => call(DATASET, &[ROWS]);
+            get Read Look people::list => call(DATASET, &[LIMIT, ROWS]);
             post Enrol Enrol people::add => call(DATASET, &[FACE_ID, JSON, EXISTS, CHANGE, ROWS]);
         }
         "/people/search" Manage {

@@ -17,7 +17,7 @@ async fn people_are_added_listed_and_erased() {
     let server = start!();
     assert_eq!(
         server.get("/dataset").await.expect(StatusCode::OK),
-        json!({ "people": [], "conflicts": [], "meta": { "total": 0 } })
+        json!({ "people": [], "conflicts": [], "meta": { "total": 0, "next_cursor": null } })
     );
 
     let added = server.post("/dataset/Tony%20Blair-2.x").await.expect(StatusCode::CREATED);
@@ -42,7 +42,7 @@ async fn people_are_added_listed_and_erased() {
                 entry(&added["person_id"], "Tony Blair-2.x", 0),
             ],
             "conflicts": [],
-            "meta": { "total": 2 },
+            "meta": { "total": 2, "next_cursor": null },
         })
     );
     let table = server.get("/database/people").await.expect(StatusCode::OK);
@@ -416,4 +416,39 @@ async fn images_enrolled_before_digests_stay_without_one() {
     let answer = server.send("/dataset/Tony_Blair/image", form()).await;
     assert_eq!(answer.body["error"]["details"]["image_id"], added["image_id"]);
     answer.expect_error(409, "duplicate_image");
+}
+
+#[tokio::test]
+async fn people_come_in_pages_in_the_order_of_their_enrolment() {
+    let server = start!();
+    for person in ["Zoe", "Ada", "Mia", "Bob", "Eve"] {
+        server.post(&format!("/dataset/{person}")).await.expect(StatusCode::CREATED);
+    }
+    server.enrol("Tony_Blair", &[1, 2]).await;
+    for list in ["/dataset", "/people"] {
+        let (mut names, mut images, mut query) = (Vec::new(), Vec::new(), "?limit=2".to_owned());
+        let mut pages = 0;
+        loop {
+            let page = server.get(&format!("{list}{query}")).await.expect(StatusCode::OK);
+            pages += 1;
+            assert_eq!(page["meta"]["total"], 6);
+            for person in page["people"].as_array().unwrap() {
+                names.push(person["face_id"].as_str().unwrap().to_owned());
+                images.push(person["images"].as_i64().unwrap());
+                assert_eq!(person["images"], person["usable_images"]);
+            }
+            if pages == 1 {
+                server.get("/dataset?limit=1&cursor=0").await.expect_error(400, "invalid_cursor");
+            }
+            let Some(cursor) = page["meta"]["next_cursor"].as_str() else { break };
+            query = format!("?limit=2&cursor={cursor}");
+        }
+        assert_eq!(names, ["Zoe", "Ada", "Mia", "Bob", "Eve", "Tony_Blair"]);
+        assert_eq!((images, pages), (vec![0, 0, 0, 0, 0, 2], 3));
+        for limit in ["0", "1001", "x"] {
+            assert_eq!(server.get(&format!("{list}?limit={limit}")).await.status, StatusCode::BAD_REQUEST);
+        }
+    }
+    let all = server.get("/dataset").await.expect(StatusCode::OK);
+    assert_eq!((&all["people"][0]["face_id"], &all["meta"]["next_cursor"]), (&"Ada".into(), &json!(null)));
 }

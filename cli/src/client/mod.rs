@@ -67,6 +67,9 @@ pub enum FaceChoice {
     Box([f32; 4]),
 }
 
+/// Entries of the largest page.
+const LARGEST_PAGE: &str = "1000";
+
 /// Every call fails with a [`ClientError`] if the server cannot be reached or refuses the request.
 impl Client {
     /// Creates a client; nothing is sent yet.
@@ -82,9 +85,21 @@ impl Client {
         self.transport.address()
     }
 
-    /// Returns the enrolled people.
+    /// Returns all enrolled people.
     pub async fn dataset(&self) -> Result<Dataset, ClientError> {
-        self.transport.call(&operation::DATASET, &[], &[], Body::Nothing).await
+        let page = async |cursor: Option<String>| {
+            let mut query = vec![("limit", LARGEST_PAGE.to_owned())];
+            query.extend(cursor.map(|cursor| ("cursor", cursor)));
+            self.transport.call::<Dataset>(&operation::DATASET, &[], &query, Body::Nothing).await
+        };
+        let mut all = page(None).await?;
+        while let Some(cursor) = all.meta.next_cursor.take() {
+            let next = page(Some(cursor)).await?;
+            all.people.extend(next.people);
+            all.meta = next.meta;
+        }
+        all.people.sort_by(|one, other| one.face_id.cmp(&other.face_id));
+        Ok(all)
     }
 
     /// Adds a person. Returns false if there is one of this name.

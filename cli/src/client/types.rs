@@ -14,7 +14,17 @@ pub struct Dataset {
     #[serde(default)]
     pub conflicts: Vec<Conflict>,
     /// List metadata.
-    pub meta: ListMeta,
+    pub meta: DatasetMeta,
+}
+
+/// Metadata of the people.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct DatasetMeta {
+    /// Number of people on all pages.
+    pub total: u64,
+    /// Cursor of the next page; none on the last, and from servers without pages.
+    #[serde(default)]
+    pub next_cursor: Option<String>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -269,44 +269,36 @@ impl Database {
     /// The database fails.
     pub async fn people(&self, embedder: &'static str) -> Result<Vec<PersonRow>, StoreError> {
         self.read(move |connection| {
-            let embedded =
-                embeddings::table.inner_join(images::table).filter(embeddings::embedder.eq(embedder));
-            // Not `ne_all`, for which PostgreSQL reads the whole table for each image.
-            let in_conflict = images::id
-                .eq_any(similar_images::table.select(similar_images::image_id))
-                .or(images::id.eq_any(similar_images::table.select(similar_images::other_image_id)));
-            let usable: HashMap<i64, i64> = embedded
-                .filter(diesel::dsl::not(in_conflict))
-                .group_by(images::person_id)
-                .select((images::person_id, count_star()))
-                .load::<(i64, i64)>(connection)?
-                .into_iter()
-                .collect();
-            let counts = images_by_person(connection)?;
             let rows = people::table
-                .select((
-                    (people::id, people::face_id, people::created_at, people::public_id),
-                    people::face_key,
-                ))
+                .select(PERSON_ROW)
                 .order(people::face_id)
                 .load::<(names::PersonColumns, Option<String>)>(connection)?;
-            let holders: HashMap<String, PersonId> = rows
-                .iter()
-                .filter_map(|((row, _, created_at, id), key)| {
-                    Some((key.clone()?, names::person_id(*row, *created_at, id.as_deref())))
-                })
-                .collect();
-            let row = |(columns, key): (names::PersonColumns, Option<String>)| PersonRow {
-                created_at: columns.2,
-                images: counts.get(&columns.0).copied().unwrap_or(0),
-                usable_images: usable.get(&columns.0).copied().unwrap_or(0),
-                same_name_as: key
-                    .as_deref()
-                    .and_then(names::shared_key)
-                    .and_then(|shared| holders.get(shared).copied()),
-                person: names::person_of(columns),
-            };
-            Ok(rows.into_iter().map(row).collect())
+            with_counts(connection, rows, embedder)
+        })
+        .await
+    }
+
+    /// Returns at most `limit` people as [`people`](Self::people) does, but in the order of enrolment, with their rows, starting
+    /// after the row `after`; and how many people there are in all.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn people_after(
+        &self,
+        embedder: &'static str,
+        after: i64,
+        limit: i64,
+    ) -> Result<(Vec<(i64, PersonRow)>, i64), StoreError> {
+        self.read(move |connection| {
+            let rows = people::table
+                .select(PERSON_ROW)
+                .filter(people::id.gt(after))
+                .order(people::id)
+                .limit(limit)
+                .load::<(names::PersonColumns, Option<String>)>(connection)?;
+            let ids: Vec<i64> = rows.iter().map(|(columns, _)| columns.0).collect();
+            let total = people::table.count().get_result(connection)?;
+            Ok((ids.into_iter().zip(with_counts(connection, rows, embedder)?).collect(), total))
         })
         .await
     }
@@ -688,6 +680,64 @@ pub(super) fn add(connection: &mut AnyConnection, name: &Name) -> Result<Person,
 }
 
 /// Returns the number of images of each person with images, by row id.
+/// The columns of a person and the key of the name.
+const PERSON_ROW: ((people::id, people::face_id, people::created_at, people::public_id), people::face_key) =
+    ((people::id, people::face_id, people::created_at, people::public_id), people::face_key);
+
+/// Adds the numbers of their images to people, who are all or a page in the order of their rows.
+fn with_counts(
+    connection: &mut AnyConnection,
+    rows: Vec<(names::PersonColumns, Option<String>)>,
+    embedder: &'static str,
+) -> Result<Vec<PersonRow>, StoreError> {
+    let row_ids = || rows.iter().map(|(columns, _)| columns.0);
+    let (Some(first), Some(last)) = (row_ids().min(), row_ids().max()) else { return Ok(Vec::new()) };
+    // Not `ne_all`, for which PostgreSQL reads the whole table for each image.
+    let in_conflict = images::id
+        .eq_any(similar_images::table.select(similar_images::image_id))
+        .or(images::id.eq_any(similar_images::table.select(similar_images::other_image_id)));
+    let usable: HashMap<i64, i64> = embeddings::table
+        .inner_join(images::table)
+        .filter(embeddings::embedder.eq(embedder))
+        .filter(images::person_id.between(first, last))
+        .filter(diesel::dsl::not(in_conflict))
+        .group_by(images::person_id)
+        .select((images::person_id, count_star()))
+        .load::<(i64, i64)>(connection)?
+        .into_iter()
+        .collect();
+    let counts: HashMap<i64, i64> = images::table
+        .filter(images::person_id.between(first, last))
+        .group_by(images::person_id)
+        .select((images::person_id, count_star()))
+        .load::<(i64, i64)>(connection)?
+        .into_iter()
+        .collect();
+    // Few people share a key: only those from before there was the rule of names.
+    let shared: Vec<&str> = rows.iter().filter_map(|(_, key)| names::shared_key(key.as_deref()?)).collect();
+    let mut holders: HashMap<String, PersonId> = HashMap::new();
+    for keys in shared.chunks(500) {
+        let found = people::table
+            .filter(people::face_key.eq_any(keys.iter().copied()))
+            .select(PERSON_ROW)
+            .load::<(names::PersonColumns, Option<String>)>(connection)?;
+        holders.extend(found.into_iter().filter_map(|((row, _, created_at, id), key)| {
+            Some((key?, names::person_id(row, created_at, id.as_deref())))
+        }));
+    }
+    let row = |(columns, key): (names::PersonColumns, Option<String>)| PersonRow {
+        created_at: columns.2,
+        images: counts.get(&columns.0).copied().unwrap_or(0),
+        usable_images: usable.get(&columns.0).copied().unwrap_or(0),
+        same_name_as: key
+            .as_deref()
+            .and_then(names::shared_key)
+            .and_then(|shared| holders.get(shared).copied()),
+        person: names::person_of(columns),
+    };
+    Ok(rows.into_iter().map(row).collect())
+}
+
 fn images_by_person(connection: &mut AnyConnection) -> Result<HashMap<i64, i64>, StoreError> {
     let counted = images::table.group_by(images::person_id).select((images::person_id, count_star()));
     Ok(counted.load::<(i64, i64)>(connection)?.into_iter().collect())
