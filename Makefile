@@ -96,6 +96,7 @@ quick-lint: test-packages
 	@scripts/guide.py check
 	@scripts/vocabulary.py
 	@scripts/modules.py
+	@scripts/security.py
 
 # `make test` runs it in parallel with the tests.
 lint: quick-lint $(CARGO_DENY)
