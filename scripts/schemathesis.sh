@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # schemathesis.sh BUILD_DIR
 # Starts the built server on a free port with a temporary folder and compares its responses with its document, for every call,
-# with valid and invalid requests. Takes half a minute.
+# with valid and invalid requests, by an administrator; then shortly with a token of each scope, and without any: who may call what.
+# Takes a minute.
 set -euo pipefail
 build=$1
 tool=.runtime/tools/schemathesis
@@ -65,17 +66,39 @@ call --form image=@"$photograph" "$url/dataset/Tony_Blair/image"
 call --request POST "$url/model/optimized-train?wait=true"
 call --form image=@"$photograph" --form camera_id=gate-1 --form location=Lobby "$url/face-recognition/store-results"
 
+# check NAME CONFIGURATION ARGUMENT…: writes a line, or a report if something is wrong.
 result=0
-HYPOTHESIS_STORAGE_DIRECTORY=target/hypothesis "$tool/bin/schemathesis" \
-    --config-file tests/schemathesis/schemathesis.toml --no-color run "$url/openapi.json" --header "$authorization" \
-    >"$folder/report" 2>&1 || result=$?
-# schemathesis may take a connection that ends without a response for a network error.
-grep --quiet 'panicked at' "$folder/log" && result=1
-if ((result)); then
-    cat "$folder/report"
-    echo "The last lines of the server's log:"
-    grep -v ' INFO ' "$folder/log" | cut -c 1-500 | tail -n 20 || true
-else
-    grep -E '^  [0-9]+ generated' "$folder/report" | sed 's/^ */schemathesis: /'
-fi
+check() {
+    local status=0
+    HYPOTHESIS_STORAGE_DIRECTORY=target/hypothesis "$tool/bin/schemathesis" --config-file "tests/schemathesis/$2" --no-color \
+        run "$url/openapi.json" "${@:3}" >"$folder/report" 2>&1 || status=$?
+    # schemathesis may take a connection that ends without a response for a network error.
+    ! grep --quiet 'panicked at' "$folder/log" || status=1
+    if ((status)); then
+        echo "schemathesis, $1:"
+        cat "$folder/report"
+        echo "The last lines of the server's log:"
+        grep -v ' INFO ' "$folder/log" | cut -c 1-500 | tail -n 20 || true
+        result=1
+    else
+        grep -E '^  [0-9]+ generated' "$folder/report" | sed "s/^ */schemathesis, $1: /"
+    fi
+}
+
+check administrator schemathesis.toml --header "$authorization"
+
+# What a token of few scopes, or none, is refused. `scope_of_the_document` is in hooks.py.
+checks=not_a_server_error,content_type_conformance,response_schema_conformance,scope_of_the_document
+for scope in upload recognise read enrol operate none; do
+    header=()
+    if [[ $scope != none ]]; then
+        body="{\"kind\": \"person\", \"name\": \"with $scope\", \"scopes\": [\"$scope\"], \"token\": {}}"
+        made=$(curl --silent --show-error --fail --header "$authorization" --json "$body" "$url/access/principals")
+        header=(--header "Authorization: Bearer $(grep -oE 'fp_[0-9a-f]+' <<<"$made")")
+    fi
+    # The document has no 429 of its own for each call.
+    conforms=status_code_conformance
+    [[ $scope != none ]] || conforms=not_a_server_error
+    FACEPIPE_SCOPE=$scope check "scope $scope" roles.toml --checks "$checks,$conforms" "${header[@]}"
+done
 exit "$result"
