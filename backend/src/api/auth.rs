@@ -34,7 +34,7 @@ pub async fn authorise(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    match admit(&request).and_then(|principal| refuse_nul(&request).map(|()| principal)) {
+    match admit(&request) {
         // Returns a response, not an error: the outer middleware logs responses.
         Err(error) => Ok(request.error_response(error).map_into_right_body()),
         Ok(principal) => {
@@ -44,7 +44,7 @@ pub async fn authorise(
     }
 }
 
-/// Refuses NUL in the path and the query, which no id and no name has: some databases fail on it, others end texts there.
+/// Refuses NUL in the path and the query of a call, which no id and no name has: some databases fail on it, others end texts there.
 fn refuse_nul(request: &ServiceRequest) -> Result<(), ApiError> {
     // `%2500` is not NUL, and does not contain `%00`.
     let has_nul = |text: &str| text.contains("%00");
@@ -76,6 +76,7 @@ fn admit(request: &ServiceRequest) -> Result<Arc<Principal>, ApiError> {
                 loopback::check(request, &state.origins)?;
             }
             if principal.scopes.allows_any(needed) {
+                refuse_nul(request)?;
                 Ok(principal)
             } else {
                 // The audit log names the refused principal.
