@@ -99,6 +99,6 @@ for scope in upload recognise read enrol operate none; do
     # The document has no 429 of its own for each call.
     conforms=status_code_conformance
     [[ $scope != none ]] || conforms=not_a_server_error
-    FACEPIPE_SCOPE=$scope check "scope $scope" roles.toml --checks "$checks,$conforms" "${header[@]}"
+    TOKEN_SCOPE=$scope check "scope $scope" roles.toml --checks "$checks,$conforms" "${header[@]}"
 done
 exit "$result"

@@ -14,7 +14,7 @@ photographs = [path.read_bytes() for path in sorted(folder.glob("*/*_0001.jpg"))
 schemathesis.openapi.format("binary", st.one_of(st.sampled_from(photographs), st.binary(max_size=64)))
 
 # The scope of the token of this run, `none` for a run without a token; unset for everything.
-scope = os.environ.get("FACEPIPE_SCOPE")
+scope = os.environ.get("TOKEN_SCOPE")
 
 
 @schemathesis.check
