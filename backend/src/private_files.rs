@@ -71,7 +71,16 @@ fn mend(path: &Path, stop: &CancellationToken, done: &mut Mended) -> io::Result<
         }
     }
     if metadata.is_dir() {
-        for entry in fs::read_dir(path)? {
+        let entries = match fs::read_dir(path) {
+            // Such as `lost+found`: what is beside it is mended all the same.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                done.refused += 1;
+                return Ok(());
+            }
+            Err(error) if gone(&error) => return Ok(()),
+            entries => entries?,
+        };
+        for entry in entries {
             mend(&entry?.path(), stop, done)?;
         }
     }
